@@ -1,0 +1,68 @@
+"""Likelihoods p(x | z): a head turns what a decoder emits into a light object with densities."""
+
+from __future__ import annotations
+
+from multivae_core.likelihoods.base import Likelihood, LikelihoodHead
+from multivae_core.likelihoods.continuous import (
+    Laplace,
+    LaplaceConfig,
+    LaplaceLikelihood,
+    Normal,
+    NormalConfig,
+    NormalLikelihood,
+    SquaredError,
+    SquaredErrorConfig,
+    SquaredErrorLikelihood,
+)
+from multivae_core.likelihoods.counts import (
+    NegativeBinomial,
+    NegativeBinomialConfig,
+    NegativeBinomialLikelihood,
+    Poisson,
+    PoissonConfig,
+    PoissonLikelihood,
+    ZeroInflatedNegativeBinomial,
+    ZeroInflatedNegativeBinomialConfig,
+    ZeroInflatedNegativeBinomialLikelihood,
+)
+from multivae_core.likelihoods.discrete import (
+    Bernoulli,
+    BernoulliConfig,
+    BernoulliLikelihood,
+    Categorical,
+    CategoricalConfig,
+    CategoricalLikelihood,
+)
+from multivae_core.likelihoods.student import StudentT, StudentTConfig, StudentTLikelihood
+
+__all__ = [
+    "Bernoulli",
+    "BernoulliConfig",
+    "BernoulliLikelihood",
+    "Categorical",
+    "CategoricalConfig",
+    "CategoricalLikelihood",
+    "Laplace",
+    "LaplaceConfig",
+    "LaplaceLikelihood",
+    "Likelihood",
+    "LikelihoodHead",
+    "NegativeBinomial",
+    "NegativeBinomialConfig",
+    "NegativeBinomialLikelihood",
+    "Normal",
+    "NormalConfig",
+    "NormalLikelihood",
+    "Poisson",
+    "PoissonConfig",
+    "PoissonLikelihood",
+    "SquaredError",
+    "SquaredErrorConfig",
+    "SquaredErrorLikelihood",
+    "StudentT",
+    "StudentTConfig",
+    "StudentTLikelihood",
+    "ZeroInflatedNegativeBinomial",
+    "ZeroInflatedNegativeBinomialConfig",
+    "ZeroInflatedNegativeBinomialLikelihood",
+]
