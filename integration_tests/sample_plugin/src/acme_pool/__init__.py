@@ -1,0 +1,1 @@
+"""A logarithmic pool of experts, and a model that uses it."""
