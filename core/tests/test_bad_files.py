@@ -110,7 +110,8 @@ FILES: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "another library's configuration",
         lambda f: (f / "config.json").write_text('{"architectures": ["Bert"]}'),
-        "format: must be a whole number, got None; this is not the config.json of a model folder",
+        "format: must be a whole number, got None; the file is incomplete or was edited, or is"
+        " not the config.json of a model folder: copy it again",
     ),
     (
         "newer format",

@@ -68,6 +68,12 @@ def test_restrict_by_mask_shows_nothing_that_was_missing():
     assert torch.equal(own.restrict(torch.ones(6, 2).bool()).present, own.present)
 
 
+def test_what_is_seen_is_present_and_observed():
+    own = batch().restrict(torch.tensor([[True, True], [True, False]] * 3))
+    assert torch.equal(own.seen("a"), own.observed["a"] & own.column("a")[:, None])
+    assert torch.equal(own.seen("b"), own.column("b")[:, None].expand(6, 2))
+
+
 def test_restricting_twice_is_restricting_to_both():
     own = batch()
     assert not own.restrict({"a"}).restrict({"b"}).present.any()
@@ -78,9 +84,15 @@ def test_restricting_twice_is_restricting_to_both():
     ("visible", "message"),
     [
         ({"c"}, "restrict: unknown modality 'c'; this data has b, a: use names"),
-        (torch.ones(6, 2), r"a mask must be bool of shape \(6, 2\) \(rows, modalities\), got tor"),
-        (torch.ones(6, 1).bool(), r"a mask must be bool of shape \(6, 2\).*of shape \(6, 1\)"),
-        (torch.ones(2).bool(), r"a mask must be bool of shape \(6, 2\)"),
+        (
+            torch.ones(6, 2),
+            "restrict: the mask has dtype float32: masks are bool, True where seen",
+        ),
+        (
+            torch.ones(6, 1).bool(),
+            r"restrict: the mask has shape \(6, 1\), expected \(6, 2\): pass a mask",
+        ),
+        (torch.ones(2).bool(), r"restrict: the mask has shape \(2,\), expected \(6, 2\)"),
     ],
 )
 def test_refusals(visible, message):
@@ -110,3 +122,34 @@ def test_moving_keeps_everything():
 def test_batches_are_frozen():
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         batch().present = None
+
+
+def test_one_pattern_stands_for_complete_rows():
+    own = batch()
+    assert torch.equal(own.patterns, own.present)
+    whole = attrs.evolve(own, present=torch.ones(6, 2).bool())
+    assert whole.patterns.tolist() == [[True, True]]
+    assert torch.equal(whole.restrict({"a"}).patterns, whole.restrict({"a"}).present)
+    assert whole.take(torch.tensor([], dtype=torch.long)).patterns.shape == (0, 2)
+
+
+def test_what_may_be_seen_of_a_modality():
+    own = batch()
+    assert torch.equal(own.seen("b"), own.column("b")[:, None].expand(6, 2))
+    assert torch.equal(own.seen("a"), own.column("a")[:, None] & own.observed["a"])
+
+
+def test_other_values_in_another_order():
+    own = batch()
+    assert own.rows("a") is not None
+    values = {"a": torch.zeros(6, 3), "c": torch.zeros(6, 1), "b": torch.zeros(6, 2)}
+    other = own.with_values(values, {})
+    assert other.names == ("a", "c", "b")
+    for name in "ab":
+        assert torch.equal(other.column(name), own.column(name))
+        assert torch.equal(other.rows(name), own.rows(name))
+    assert not other.column("c").any()
+    assert torch.equal(other.index, own.index)
+    same = own.with_values({n: 0 * x for n, x in own.values.items()}, {})
+    assert torch.equal(same.present, own.present)
+    assert same.rows("b") is own.rows("b")

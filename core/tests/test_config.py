@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import attrs
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -236,6 +237,13 @@ class TestPaths:
         own = structure(Options, {"number": 2, "weights": {"a": 1}})
         assert isinstance(own.number, float)
         assert isinstance(own.weights["a"], float)
+
+    def test_numbers_of_numpy_are_numbers(self):
+        given = {"number": np.float32(0.5), "count": np.int64(3), "sizes": [np.int32(4)]}
+        own = structure(Options, given | {"either": np.float64(2.5), "perhaps": np.int8(1)})
+        assert json.dumps([own.number, own.count, own.sizes, own.either, own.perhaps])
+        with pytest.raises(ConfigError, match="count: must be an integer"):
+            structure(Options, {"count": np.float64(3.0)})
 
     def test_validators_work_without_structuring_too(self):
         with pytest.raises(ConfigError, match="count: must be > 0"):

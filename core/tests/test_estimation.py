@@ -307,8 +307,8 @@ class TestReport:
         )
         assert own.mean == pytest.approx(3.0)
         assert own.mean_standard_error == pytest.approx(float(value.std()) / math.sqrt(3))
-        assert str(own).startswith("3.000 +- 1.528 nats per row (3 rows, 100 samples, Monte-Carlo")
-        assert str(own).endswith("at most 0.300, effective share at least 0.20)")
+        assert str(own).startswith("3.000 +- 1.528 nats per row (3 rows; of 100 samples 50.0 are")
+        assert str(own).endswith("Monte-Carlo error at most 0.300)")
 
     def test_one_sample_and_one_row_have_no_error(self):
         estimate = toy().log_likelihood(data(1, holes=False), n_samples=1)

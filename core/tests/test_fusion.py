@@ -330,3 +330,17 @@ class TestRefusals:
             WeightedProductConfig(weighting="sum")
         with pytest.raises(ConfigError, match="prior_expert: must be one of 'always'"):
             MixtureOfProductsConfig(prior_expert="sometimes")
+
+
+@pytest.mark.parametrize("rule", ["product", "weighted_product"])
+@pytest.mark.parametrize("prior", [None, True, False])
+def test_one_pattern_for_all_rows_is_the_same_as_a_pattern_for_each(rule, prior):
+    fusion = build("fusions", structure(Holder, {"fusion": rule}).fusion, M, D).double()
+    q, subsets = experts(), torch.cat([all_subsets(M), torch.zeros(1, M).bool()])
+    joins = None if prior is None else torch.full((16, 1), prior)
+    one = fusion.groups(q, subsets[:, None], joins)
+    wide = None if joins is None else joins.expand(16, B)
+    many = fusion.groups(q, subsets[:, None].expand(16, B, M), wide)
+    assert one.mean.shape == (16, B, D)
+    torch.testing.assert_close(one.mean, many.mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(one.log_variance, many.log_variance, rtol=1e-12, atol=1e-12)

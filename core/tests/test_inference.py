@@ -133,6 +133,9 @@ class TestImpute:
             assert torch.equal(samples[:, mask], batch.values[name][mask].expand(20, -1))
         assert float(own.samples["a"].std(dim=0)[~seen(batch, "a")].min()) > 0.0
         assert toy().impute(batch, n_samples=20).samples is None
+        some, every = toy().impute(batch, ("b",), n_samples=20), toy().impute(batch, n_samples=20)
+        assert set(some.mean) == {"b"}
+        assert torch.equal(some.quantiles["b"], every.quantiles["b"])
 
     def test_values_are_on_the_scale_of_the_data(self):
         own = toy().impute(data(200), n_samples=100)

@@ -26,19 +26,18 @@ def holed(rows: int = 50) -> IncompleteDataset:
     size=st.integers(1, 20),
     epoch=st.integers(0, 3),
     shuffle=st.booleans(),
-    drop_last=st.booleans(),
     data=st.data(),
 )
 @settings(max_examples=80, deadline=None)
 def test_a_plan_covers_rows_and_can_be_resumed(
-    n: int, size: int, epoch: int, shuffle: bool, drop_last: bool, data: st.DataObject
+    n: int, size: int, epoch: int, shuffle: bool, data: st.DataObject
 ) -> None:
-    options = {"shuffle": shuffle, "seed": 1, "epoch": epoch, "drop_last": drop_last}
+    options = {"shuffle": shuffle, "seed": 1, "epoch": epoch}
     plan = list(row_batches(n, size, **options))
-    total = count_batches(n, size, drop_last)
+    total = count_batches(n, size)
     assert len(plan) == total
-    rows = torch.cat(plan).tolist() if plan else []
-    assert len(rows) == (total * size if drop_last else n)
+    rows = torch.cat(plan).tolist()
+    assert len(rows) == n
     assert len(set(rows)) == len(rows)
     assert all(len(batch) == size for batch in plan[:-1])
     if not shuffle:
@@ -95,9 +94,9 @@ def test_workers_bring_the_same_batches(workers: int, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", x)
     np.save(tmp_path / "b.npy", np.arange(60).reshape(30, 2))
     data = IncompleteDataset.from_folder(tmp_path)
-    here = list(data.batches(8, shuffle=True, start=1))
-    there = list(data.batches(8, shuffle=True, start=1, workers=workers))
-    assert [b.size for b in there] == [8, 8, 6]
+    here = list(data.batches(8, shuffle=True))
+    there = list(data.batches(8, shuffle=True, workers=workers))
+    assert [b.size for b in there] == [8, 8, 8, 6]
     for one, other in zip(here, there, strict=True):
         assert torch.equal(one.index, other.index)
         assert torch.equal(one.present, other.present)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from multivae_core.networks import (
     MLPEncoder,
     default_network,
 )
+from multivae_core.networks.heads import PlainTrunk, check_decoder
 
 ENCODERS = {"mlp": MLPEncoder, "conv": ConvEncoder, "conv1d": Conv1dEncoder}
 DECODERS = {"mlp": MLPDecoder, "conv": ConvDecoder, "conv1d": Conv1dDecoder}
@@ -207,7 +209,7 @@ def test_default_networks_by_shape():
         (lambda: MLPConfig(hidden=[16, 2.5]), r"hidden: .* got \(16, 2.5\)"),
         (lambda: MLPConfig(hidden=16), "hidden: must be a tuple"),
         (lambda: MLPConfig(activation="rleu"), "activation: must be one of 'relu'"),
-        (lambda: MLPConfig(dropout=1.0), "dropout: must be a number >= 0 and < 1, got 1.0"),
+        (lambda: MLPConfig(dropout=1.0), "dropout: must be between 0.0 and 0.99, got 1.0"),
         (lambda: MLPConfig(normalisation="batch"), "normalisation: must be one of None, 'layer'"),
         (lambda: ConvConfig(channels=()), "channels: must have at least one entry"),
         (lambda: ConvConfig(kernel_size=4), "kernel_size: must be an odd whole number"),
@@ -226,6 +228,7 @@ def test_bad_options_and_shapes_are_refused(make, message):
 def test_options_from_json_are_lists():
     assert MLPConfig(hidden=[32, 16]).hidden == (32, 16)
     assert ConvConfig(channels=[8]).channels == (8,)
+    assert repr(MLPConfig(hidden=np.array([32, 16])).hidden) == "(32, 16)"
 
 
 def test_dropout_acts_in_training_only():
@@ -234,3 +237,13 @@ def test_dropout_acts_in_training_only():
     x = torch.ones(1, 4)
     assert torch.equal(encoder.eval()(x), encoder(x))
     assert (encoder.train()(x) == 0).sum() > (encoder.eval()(x) == 0).sum()
+
+
+def test_own_networks_are_tried_without_a_trace():
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Sequential(nn.Dropout(0.5)))
+    network[2].eval()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    assert PlainTrunk(network, "a", (3,)).out_features == 4
+    check_decoder(network, "a", 3, (2, 2))
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert [module.training for module in network.modules()] == [True, True, True, False, False]

@@ -16,13 +16,23 @@ from multivae_core.training.objective import (
     Meter,
     Share,
     check_output,
+    means,
     objective,
-    record,
+    report,
     weight_sums,
 )
 
 ALL = torch.ones(4, dtype=torch.bool)
 SOME = torch.tensor([True, False, True, True])
+
+
+def whole(something):
+    """The share of who has the whole batch."""
+    return Share(something, int(something.sum()), int(something.sum()))
+
+
+def numbers(meter, players=("p",)):
+    return means(meter.totals(lambda values: values), players)
 
 
 def value_of(output, share):
@@ -35,7 +45,7 @@ def parameter(*numbers):
 
 def test_mean_over_rows_of_which_something_is_seen():
     x = parameter(1.0, math.nan, 3.0, 5.0)
-    value = value_of(LossOutput(terms={"t": Term(x)}), Share.whole(SOME))
+    value = value_of(LossOutput(terms={"t": Term(x)}), whole(SOME))
     value.backward()
     assert value.item() == 3.0
     assert torch.equal(x.grad, torch.tensor([1, 0, 1, 1], dtype=torch.float64) / 3)
@@ -45,13 +55,13 @@ def test_terms_add_and_own_weights_normalise():
     x = parameter(1.0, 2.0, 3.0, 4.0)
     weight = torch.tensor([0.0, 1.0, 0.0, 3.0], dtype=torch.float64)
     output = LossOutput(terms={"a": Term(x), "b": Term(2 * x, weight), "c": Term(x)})
-    assert value_of(output, Share.whole(ALL)).item() == 2.5 + 2 * (2 + 12) / 4 + 2.5
+    assert value_of(output, whole(ALL)).item() == 2.5 + 2 * (2 + 12) / 4 + 2.5
 
 
 def test_value_under_a_zero_weight_is_selected_away():
     x = parameter(1.0, math.inf, 3.0, math.nan)
     weight = torch.tensor([1.0, 0.0, 1.0, 0.0])
-    value = value_of(LossOutput(terms={"t": Term(x, weight)}), Share.whole(ALL))
+    value = value_of(LossOutput(terms={"t": Term(x, weight)}), whole(ALL))
     value.backward()
     assert value.item() == 2.0
     assert torch.equal(x.grad, torch.tensor([0.5, 0, 0.5, 0], dtype=torch.float64))
@@ -61,7 +71,7 @@ def test_value_under_a_zero_weight_is_selected_away():
 def test_an_empty_sum_is_zero_with_its_graph(weight):
     x = parameter(1.0, 2.0, 3.0, 4.0)
     nothing = torch.zeros(4, dtype=torch.bool)
-    value = value_of(LossOutput(terms={"t": Term(x, weight)}), Share.whole(nothing))
+    value = value_of(LossOutput(terms={"t": Term(x, weight)}), whole(nothing))
     value.backward()
     assert value.item() == 0.0
     assert torch.equal(x.grad, torch.zeros(4, dtype=torch.float64))
@@ -70,34 +80,31 @@ def test_an_empty_sum_is_zero_with_its_graph(weight):
 def test_surrogate_moves_the_gradient_and_not_the_report():
     x = parameter(1.0, 2.0, 3.0, 4.0)
     output = LossOutput(terms={"t": Term(x)}, surrogate=10 * x.sum())
-    share = Share.whole(ALL)
+    share = whole(ALL)
     value_of(output, share).backward()
     assert torch.equal(x.grad, torch.full((4,), 10.25, dtype=torch.float64))
     meter = Meter()
-    meter.add(record(output, share, "p", 0))
-    meter.flush()
-    assert meter.numbers(["p"]) == {"loss": 2.5, "t": 2.5}
+    meter.add(report(output, share, "p", 0))
+    assert numbers(meter) == {"loss": 2.5, "t": 2.5}
 
 
 def test_bound_is_reported_instead_of_terms():
     x = torch.tensor([1.0, 2.0, 3.0, 4.0])
     output = LossOutput(terms={"t": Term(x)}, bound=10 * x, metrics={"m": -x, "t": x})
     meter = Meter()
-    meter.add(record(output, Share.whole(ALL), "p", 0))
-    meter.flush()
-    assert meter.numbers(["p"]) == {"loss": 25.0, "t": 2.5, "m": -2.5, "metric/t": 2.5}
+    meter.add(report(output, whole(ALL), "p", 0))
+    assert numbers(meter) == {"loss": 25.0, "t": 2.5, "m": -2.5, "metric/t": 2.5}
 
 
 def test_pieces_add_and_players_are_told_apart():
     x = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    share, meter = Share.whole(ALL), Meter()
+    share, meter = whole(ALL), Meter()
     for player, factor in (("p", 1.0), ("q", 10.0)):
         for piece in range(2):
             output = LossOutput(terms={"t": Term(factor * x)})
-            meter.add(record(output, share, player, piece))
-    meter.flush()
-    assert meter.numbers(["p"]) == {"loss": 5.0, "t": 5.0}
-    assert meter.numbers(["p", "q"]) == {
+            meter.add(report(output, share, player, piece))
+    assert numbers(meter) == {"loss": 5.0, "t": 5.0}
+    assert numbers(meter, ["p", "q"]) == {
         "loss": 5.0, "p/loss": 5.0, "p/t": 5.0, "q/loss": 50.0, "q/t": 50.0,
     }  # fmt: skip
 
@@ -120,11 +127,11 @@ def test_shares_add_up_to_the_whole(values, seen, weights, parts):
         return LossOutput(terms=terms, surrogate=x[rows].square().sum())
 
     x = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-    whole_share, whole_meter = Share.whole(something), Meter()
+    whole_share, whole_meter = whole(something), Meter()
     whole_output = pieces(x, slice(None))
-    whole = value_of(whole_output, whole_share)
-    whole.backward()
-    whole_meter.add(record(whole_output, whole_share, "p", 0))
+    value = value_of(whole_output, whole_share)
+    value.backward()
+    whole_meter.add(report(whole_output, whole_share, "p", 0))
 
     y = x.detach().clone().requires_grad_(True)
     total, meter = 0.0, Meter()
@@ -133,28 +140,22 @@ def test_shares_add_up_to_the_whole(values, seen, weights, parts):
         if low == high:
             continue
         own = something[low:high]
-        share = Share(
-            mask=own, here=int(own.sum()), count=int(something.sum()), part=(high - low) / n
-        )
+        share = Share(own, int(own.sum()), int(something.sum()))
         output = pieces(y, slice(low, high))
-        value = objective(output, share, lambda: {"own": weight.sum()})
-        value.backward()
-        total += float(value.detach())
-        meter.add(record(output, share, "p", 0))
-    assert total == pytest.approx(float(whole.detach()), rel=1e-9, abs=1e-9)
+        part = objective(output, share, lambda: {"own": weight.sum()})
+        part.backward()
+        total += float(part.detach())
+        meter.add(report(output, share, "p", 0))
+    assert total == pytest.approx(float(value.detach()), rel=1e-9, abs=1e-9)
     torch.testing.assert_close(y.grad, x.grad, rtol=1e-9, atol=1e-9)
-    whole_meter.flush()
-    meter.flush()
-    expected = whole_meter.numbers(["p"])
-    assert meter.numbers(["p"]) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    expected = numbers(whole_meter)
+    assert numbers(meter) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 def test_a_stand_in_counts_nothing():
     x = parameter(1.0)
-    share = Share(mask=torch.tensor([False]), here=0, count=3, part=0.0)
-    output = LossOutput(
-        terms={"a": Term(x), "b": Term(x, torch.ones(1))}, surrogate=x.sum()
-    )
+    share = Share(mask=torch.tensor([False]), here=0, count=3, stand_in=True)
+    output = LossOutput(terms={"a": Term(x), "b": Term(x, torch.ones(1))}, surrogate=x.sum())
     value = objective(output, share, lambda: {"b": torch.tensor(3.0)})
     value.backward()
     assert value.item() == 0.0
@@ -165,9 +166,9 @@ def test_a_stand_in_counts_nothing():
 def test_how_often_one_looks_changes_no_digit():
     generator = torch.Generator().manual_seed(0)
     entries = [
-        record(
+        report(
             LossOutput(terms={"t": Term(torch.randn(7, generator=generator))}),
-            Share.whole(torch.ones(7, dtype=torch.bool)),
+            whole(torch.ones(7, dtype=torch.bool)),
             "p",
             0,
         )
@@ -176,16 +177,17 @@ def test_how_often_one_looks_changes_no_digit():
     often, once = Meter(), Meter()
     for entry in entries:
         often.add(entry)
-        often.flush()
+        numbers(often)
         once.add(entry)
-    once.flush()
-    assert often.state() == once.state()
-    assert Meter.of_state(once.state()).numbers(["p"]) == once.numbers(["p"])
+    assert numbers(often) == numbers(once)
+    assert torch.equal(often.state()[1], once.state()[1])
+    again = Meter.of_state(*once.state(), torch.device("cpu"))
+    assert numbers(again) == numbers(once)
 
 
 def test_half_precision_values_are_summed_in_single():
     x = torch.full((4096,), 1.01, dtype=torch.bfloat16)
-    share = Share.whole(torch.ones(4096, dtype=torch.bool))
+    share = whole(torch.ones(4096, dtype=torch.bool))
     value = value_of(LossOutput(terms={"t": Term(x)}), share)
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(float(x[0]), rel=1e-6)
@@ -203,4 +205,4 @@ def test_losses_of_wrong_shape_are_named():
             check_output(output, 4, "p")
         assert words in str(caught.value)
     with pytest.raises(TrainingError, match="neither terms nor a surrogate"):
-        value_of(LossOutput(terms={}), Share.whole(ALL))
+        value_of(LossOutput(terms={}), whole(ALL))

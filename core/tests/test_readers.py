@@ -93,13 +93,6 @@ def test_folder_of_csv_with_ids(tmp_path: Path) -> None:
     assert data.batch().values["b"].tolist() == [[8.0], [0.0], [7.0]]
 
 
-def test_label_column_leaves_its_modality(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("x,y,class\n1,2,0\n3,4,1\n")
-    data = IncompleteDataset.from_folder(tmp_path, label_column=("a", "class"))
-    assert data.shapes == {"a": (2,)}
-    assert data.labels.tolist() == [0, 1]
-
-
 def mapped_folder(path: Path, rows: int = 6) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     image = rng.normal(size=(rows, 2, 3)).astype(np.float32)
@@ -152,6 +145,7 @@ def test_npy_rows_are_aligned_by_lists_of_ids(tmp_path: Path) -> None:
     assert data.ids.tolist() == ["u", "v", "w"]
     assert data.batch().values["b"].tolist() == [[0.0], [3.0], [4.0]]
     assert data.subset([2, 1]).batch().values["a"].tolist() == [[0.0], [2.0]]
+    assert data.concat(data.subset([2, 1])).ids.tolist() == ["u", "v", "w", "w", "v"]
 
 
 def test_pickled_arrays_run_nothing(tmp_path: Path) -> None:

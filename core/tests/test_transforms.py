@@ -119,3 +119,16 @@ def test_a_change_of_unit_changes_nothing_on_the_scale_of_the_model(unit: float)
     everything = torch.ones(1, 3, dtype=torch.bool)
     gained = other.log_scale(everything) - one.log_scale(everything)
     assert_close(gained.item(), 3 * math.log(unit), rtol=1e-10, atol=1e-10)
+
+
+def test_a_large_offset_costs_no_digits_where_the_data_have_them() -> None:
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn(200, 2, generator=generator, dtype=torch.float64)
+    values = 1e9 + 20.0 * noise
+    data = mv.IncompleteDataset({"x": values})
+    transform = Transform((2,))  # float32 holds 1e9 to a multiple of 64
+    transform.fit(*data.moments("x"), torch.full((2,), 200), torch.float64)
+    seen = transform(values)
+    assert seen.dtype == torch.float32
+    expected = (values - values.mean(dim=0)) / values.std(dim=0, unbiased=False)
+    assert_close(seen, expected.float(), rtol=0, atol=1e-5)

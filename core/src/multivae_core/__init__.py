@@ -58,11 +58,9 @@ from multivae_core.errors import (
 )
 
 if TYPE_CHECKING:
-    from multivae_core._register import register, register_model
-    from multivae_core._registry import registry
-    from multivae_core.create import create_model
+    from multivae_core._registry import register, register_model, registry
+    from multivae_core.create import create_model, load_dataset
     from multivae_core.data import Batch, IncompleteDataset
-    from multivae_core.datasets import load_dataset
     from multivae_core.losses import LossOutput, Term
     from multivae_core.model import MultimodalVAE
     from multivae_core.model_config import ModalityConfig, ModelConfig
@@ -89,10 +87,10 @@ _HOMES = {
     "Trainer": "training",
     "create_model": "create",
     "hookimpl": "plugins",
-    "load_dataset": "datasets",
+    "load_dataset": "create",
     "load_model": "saving",
-    "register": "_register",
-    "register_model": "_register",
+    "register": "_registry",
+    "register_model": "_registry",
     "registry": "_registry",
 }
 

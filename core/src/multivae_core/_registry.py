@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["ComponentImportError", "Kind", "Registry", "address_of", "registry"]
+__all__ = ["ComponentImportError", "Kind", "Registry", "register", "register_model", "registry"]
 
 import difflib
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
 from threading import RLock
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -25,13 +25,15 @@ from multivae_core.errors import (
 )
 from multivae_core.plugins import (
     BLOCK_VARIABLE,
+    GROUP,
     KINDS,
+    USUAL_CAPABILITIES,
     ComponentSpec,
     Plugin,
     discover,
-    installed_entry_points,
 )
 
+_T = TypeVar("_T", bound=Callable[..., Any])
 _LOCAL = "local"
 
 # Where the project itself keeps components of a kind. No component is named here: the core
@@ -39,9 +41,9 @@ _LOCAL = "local"
 _HOMES = {
     "models": "the project's own models are installed by `pip install multivae-<model>`",
     "priors": "the project's own are in multivae-mixture-prior and multivae-samplers",
-    "samplers": "the project's own are in multivae-samplers",
-    "metrics": "the project's own are in multivae-metrics",
-    "datasets": "the project's own are in multivae-datasets",
+} | {
+    kind: f"the project's own are in multivae-{kind}"
+    for kind in ("samplers", "metrics", "datasets")
 }
 
 
@@ -54,10 +56,6 @@ class Kind:
 
     A name may be bare (``"mopoe"``), an alias, or qualified by the distribution that offers
     the component (``"multivae-aggregated/mopoe"``). Nothing is imported before `load`.
-
-    Args:
-        owner: The registry.
-        kind: One of `multivae_core.plugins.KINDS`.
     """
 
     def __init__(self, owner: Registry, kind: str) -> None:
@@ -72,10 +70,8 @@ class Kind:
     def names(self) -> tuple[str, ...]:
         """Return every name that works: bare, or qualified where several plugins share it."""
         specs = self.specs()
-        bare = [spec.name for spec in specs]
-        return tuple(
-            spec.name if bare.count(spec.name) == 1 else spec.qualified_name for spec in specs
-        )
+        bare = [s.name for s in specs]
+        return tuple(s.name if bare.count(s.name) == 1 else s.qualified_name for s in specs)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
@@ -86,6 +82,9 @@ class Kind:
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and len(self._matches(name)) == 1
 
+    def __repr__(self) -> str:
+        return f"<{self.kind}: {', '.join(self.names()) or 'none'}>"
+
     def __getitem__(self, name: str) -> ComponentSpec:
         """Return the spec of a component.
 
@@ -94,35 +93,25 @@ class Kind:
             NameConflictError: Several do; the message gives the qualified names.
         """
         matches = self._matches(name)
+        if len(matches) == 1:
+            return matches[0]
         if not matches:
             raise UnknownComponentError(self._unknown(name))
-        if len(matches) > 1:
-            offers = " and ".join(sorted(repr(spec.qualified_name) for spec in matches))
-            raise NameConflictError(
-                f"{self.kind[:-1]} {name!r} is offered more than once: write {offers} "
-                f"in full, or uninstall or block ({BLOCK_VARIABLE}) one of the plugins"
-            )
-        return matches[0]
+        offers = " and ".join(sorted(repr(spec.qualified_name) for spec in matches))
+        raise NameConflictError(
+            f"{self.kind[:-1]} {name!r} is offered more than once: write {offers} "
+            f"in full, or uninstall or block ({BLOCK_VARIABLE}) one of the plugins"
+        )
 
     def load(self, name: str) -> Any:
-        """Return the class (of a data set: the function) behind a name, importing it.
-
-        Raises:
-            ComponentImportError: The plugin lists it, but it cannot be imported.
-        """
+        """Return the class (of a data set: the function) behind a name, importing it."""
         spec = self[name]
         return self._owner.resolve(spec, spec.target)
 
     def load_config(self, name: str) -> type[Any] | None:
         """Return the configuration class of a component, or None where it has none."""
         spec = self[name]
-        if not spec.config:
-            return None
-        config: type[Any] = self._owner.resolve(spec, spec.config)
-        return config
-
-    def __repr__(self) -> str:
-        return f"<{self.kind}: {', '.join(self.names()) or 'none'}>"
+        return self._owner.resolve(spec, spec.config) if spec.config else None
 
     def _matches(self, name: str) -> list[ComponentSpec]:
         plugin, slash, bare = str(name).rpartition("/")
@@ -157,10 +146,6 @@ class Registry:
     A plugin that cannot be used is reported once, as a `PluginWarning`, and kept in
     `failures`; the others are not affected.
 
-    Args:
-        find: Gives the entry points to look at.
-        builtins: Modules of the host itself, by the name of their distribution.
-
     Example:
         >>> from multivae_core import registry
         >>> registry.likelihoods["normal"].plugin
@@ -169,19 +154,14 @@ class Registry:
 
     def __init__(
         self,
-        find: Callable[[], Iterable[EntryPoint]] = installed_entry_points,
+        find: Callable[[], Iterable[EntryPoint]] = lambda: entry_points(group=GROUP),
         builtins: Mapping[str, object] | None = None,
     ) -> None:
-        self.models = Kind(self, "models")
-        self.encoders = Kind(self, "encoders")
-        self.decoders = Kind(self, "decoders")
-        self.fusions = Kind(self, "fusions")
-        self.priors = Kind(self, "priors")
-        self.likelihoods = Kind(self, "likelihoods")
-        self.samplers = Kind(self, "samplers")
-        self.metrics = Kind(self, "metrics")
-        self.datasets = Kind(self, "datasets")
-        self.callbacks = Kind(self, "callbacks")
+        # in the order of KINDS
+        (
+            self.models, self.encoders, self.decoders, self.fusions, self.priors,
+            self.likelihoods, self.samplers, self.metrics, self.datasets, self.callbacks,
+        ) = (Kind(self, kind) for kind in KINDS)  # fmt: skip
         self._find = find
         self._builtins = {"multivae-core": _builtins} if builtins is None else builtins
         self._plugins: tuple[Plugin, ...] | None = None
@@ -194,13 +174,7 @@ class Registry:
     @property
     def plugins(self) -> dict[str, Plugin]:
         """The plugins in use, by distribution."""
-        # With two entry points in one distribution the later one's specs join the first's.
-        plugins: dict[str, Plugin] = {}
-        for plugin in self._discovered():
-            first = plugins.get(plugin.name)
-            specs = (first.specs if first else ()) + plugin.specs
-            plugins[plugin.name] = attrs.evolve(plugin, specs=specs)
-        return plugins
+        return {plugin.name: plugin for plugin in self._discovered()}
 
     @property
     def failures(self) -> dict[str, BaseException]:
@@ -214,11 +188,7 @@ class Registry:
         return (*found, *self._local.values())
 
     def kind(self, kind: str) -> Kind:
-        """Return the view of one kind: ``registry.kind("models")`` is ``registry.models``.
-
-        Raises:
-            UnknownComponentError: There is no such kind.
-        """
+        """Return the view of one kind: ``registry.kind("models")`` is ``registry.models``."""
         if kind not in KINDS:
             raise UnknownComponentError(f"no kind {kind!r}; the kinds are {', '.join(KINDS)}")
         view: Kind = getattr(self, kind)
@@ -229,76 +199,55 @@ class Registry:
     ) -> ComponentSpec:
         """Add a component of this process, for notebooks and tests, under the plugin "local".
 
-        Registering the same kind and name again replaces it, as when a cell is run twice.
-
-        Args:
-            spec: Its description; `target` and `config` are taken from the arguments.
-            target: The class, or the function that loads a data set.
-            config: The configuration class, if it has one.
-
-        Returns:
-            The spec as the registry knows it.
+        Registering the same kind and name again replaces it, as when a cell is run twice. The
+        addresses in `spec` are replaced by those of the class and of its configuration.
         """
-        spec = attrs.evolve(
-            spec,
-            plugin=_LOCAL,
-            target=address_of(target),
-            config=address_of(config) if config is not None else "",
-        )
+        addresses = address_of(target), "" if config is None else address_of(config)
+        spec = attrs.evolve(spec, plugin=_LOCAL, target=addresses[0], config=addresses[1])
         self._local[spec.kind, spec.name] = spec
-        self._objects[spec.target] = target
-        if config is not None:
-            self._objects[spec.config] = config
+        self._objects.update(zip(addresses, (target, config), strict=True))
         return spec
 
     def unregister(self, name: str) -> None:
-        """Forget a plugin, by distribution or entry point, or one component by qualified name.
-
-        Raises:
-            UnknownComponentError: There is neither.
-        """
+        """Forget a plugin, by distribution or entry point, or one component by qualified name."""
         plugins = self._discovered()
-        keep = tuple(p for p in plugins if name not in {p.name, p.entry_point})
-        local = {} if name == _LOCAL else dict(self._local)
-        if "/" in name:
-            keep = tuple(attrs.evolve(p, specs=_without(p.specs, name)) for p in plugins)
-            local = {key: s for key, s in local.items() if s.qualified_name != name}
-        if keep == plugins and local == self._local:
+        gone = {p.name for p in plugins if name in {p.name, p.entry_point}} | {name} & {_LOCAL}
+        before = len(self.specs())
+
+        def stays(spec: ComponentSpec) -> bool:
+            return spec.plugin not in gone and spec.qualified_name != name
+
+        self._local = {key: spec for key, spec in self._local.items() if stays(spec)}
+        self._plugins = tuple(
+            attrs.evolve(plugin, specs=tuple(filter(stays, plugin.specs)))
+            for plugin in plugins
+            if plugin.name not in gone
+        )
+        if not gone and len(self.specs()) == before:
             have = ", ".join(sorted({p.name for p in plugins}))
             raise UnknownComponentError(f"nothing to unregister is called {name!r}: have {have}")
-        self._plugins, self._local = keep, local
 
     def find_config(self, kind: str, config: type[Any]) -> ComponentSpec:
-        """Return the component of a kind that a configuration class belongs to.
-
-        Raises:
-            UnknownComponentError: No component of the kind has this configuration class.
-            NameConflictError: Several have.
-        """
+        """Return the component of a kind that a configuration class belongs to."""
         found = [s for s in self.kind(kind).specs() if self._same(s.config, config)]
         # A plugin may borrow a class; the component that lives beside it comes first.
-        home = [s for s in found if _package(s.target) == _package(s.config)]
-        match home or found:
-            case [spec]:
-                return spec
-            case []:
-                raise UnknownComponentError(
-                    f"{address_of(config)} is the configuration of no registered {kind[:-1]}: "
-                    f"register the class it configures (mv.register), or install its plugin"
-                )
-            case several:
-                offers = " and ".join(repr(s.qualified_name) for s in several)
-                raise NameConflictError(
-                    f"{address_of(config)} is the configuration of {offers}: give each "
-                    f"{kind[:-1]} a configuration class of its own"
-                )
+        home = [s for s in found if _package(s.target) == _package(s.config)] or found
+        if len(home) == 1:
+            return home[0]
+        what, one = address_of(config), kind[:-1]
+        if not home:
+            raise UnknownComponentError(
+                f"{what} is the configuration of no registered {one}: register the class it"
+                " configures (mv.register), or install its plugin"
+            )
+        offers = " and ".join(repr(spec.qualified_name) for spec in home)
+        raise NameConflictError(
+            f"{what} is the configuration of {offers}: give each {one} a configuration class of"
+            " its own"
+        )
 
     def resolve(self, spec: ComponentSpec, address: str) -> Any:
-        """Return what an address of a spec stands for, importing it.
-
-        Raises:
-            ComponentImportError: It cannot be imported.
-        """
+        """Return what an address of a spec stands for, importing it."""
         if spec.plugin == _LOCAL:
             return self._objects[address]
         module, _, path = address.partition(":")
@@ -316,13 +265,12 @@ class Registry:
         """Tell whether a listed address stands for a class, importing nothing new."""
         if listed in self._objects:
             return self._objects[listed] is config
-        if listed == address_of(config):
-            return True
         # A package may list a class where it is exported, not where it is defined.
-        module, _, path = listed.partition(":")
-        if path != config.__qualname__ or module not in sys.modules:
+        module, _, name = listed.partition(":")
+        if name != config.__qualname__:
             return False
-        return getattr(sys.modules[module], path, None) is config
+        exported = getattr(sys.modules.get(module), name, None)
+        return module == config.__module__ or exported is config
 
     def _discovered(self) -> tuple[Plugin, ...]:
         with self._lock:
@@ -336,11 +284,9 @@ class Registry:
             finally:
                 self._looking = False
             self._plugins = found.plugins
-            counts = [plugin.name for plugin, _ in found.failures]
             for plugin, error in found.failures:
-                several = counts.count(plugin.name) > 1
-                key = f"{plugin.name}:{plugin.entry_point}" if several else plugin.name
-                self._failures[key] = error
+                second = f"{plugin.name}:{plugin.entry_point}"
+                self._failures[second if plugin.name in self._failures else plugin.name] = error
         # Only now, so that warnings turned into errors leave a complete registry behind.
         for plugin, error in found.failures:
             _report(plugin, error)
@@ -356,27 +302,57 @@ def _package(address: str) -> str:
     return address.partition(":")[0].partition(".")[0]
 
 
-def _without(specs: tuple[ComponentSpec, ...], name: str) -> tuple[ComponentSpec, ...]:
-    return tuple(spec for spec in specs if spec.qualified_name != name)
-
-
 def _report(plugin: Plugin, error: BaseException) -> None:
     """Warn about a plugin at the line of the user's that first needed the registry."""
+    ours = {"", "multivae_core", "attr", "cattrs"}  # what attrs generates belongs to no module
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and _ours(frame.f_globals.get("__name__", "")):
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
         level, frame = level + 1, frame.f_back
-    warnings.warn(
+    text = (
         f"plugin {plugin} (entry point {plugin.entry_point!r}) could not be used: "
         f"{type(error).__name__}: {error}; the others are not affected. Repair or uninstall "
-        f"it, or set {BLOCK_VARIABLE}={plugin.entry_point}",
-        PluginWarning,
-        stacklevel=level,
+        f"it, or set {BLOCK_VARIABLE}={plugin.entry_point}"
     )
-
-
-def _ours(module: str) -> bool:
-    # Code that attrs generates belongs to no module.
-    return module.partition(".")[0] in {"", "multivae_core", "attr", "cattrs"}
+    warnings.warn(text, PluginWarning, stacklevel=level)
 
 
 registry = Registry()
+
+
+def register(
+    kind: str, *, name: str, config: type[Any] | None = None, **description: Any
+) -> Callable[[_T], _T]:
+    """Return a decorator that registers a class of this process, as in a notebook.
+
+    Further arguments are fields of its `ComponentSpec` (`aliases`, `capabilities`, ...); the
+    summary is the first line of the docstring by default.
+
+    Example:
+        >>> import multivae_core as mv
+        >>> @mv.register("fusions", name="first_come")
+        ... class FirstCome:
+        ...     "Take the first expert that is present."
+        >>> mv.registry.fusions["first_come"].qualified_name
+        'local/first_come'
+        >>> mv.registry.unregister("local/first_come")
+    """
+
+    def decorate(target: _T) -> _T:
+        first = (target.__doc__ or "").strip().partition("\n")[0]
+        fields = {"summary": first, **description}
+        spec = ComponentSpec(kind=kind, name=name, target=address_of(target), **fields)
+        registry.register(spec, target, config)
+        return target
+
+    return decorate
+
+
+def register_model(
+    *,
+    name: str,
+    config: type[Any] | None = None,
+    capabilities: Iterable[str] = USUAL_CAPABILITIES,
+    **description: Any,
+) -> Callable[[_T], _T]:
+    """Return a decorator that registers a model, by default with the usual capabilities."""
+    return register("models", name=name, config=config, capabilities=capabilities, **description)

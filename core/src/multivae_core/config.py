@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -14,20 +15,13 @@ import cattrs
 from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
+from multivae_core._registry import registry
 from multivae_core.errors import ConfigError, RegistryError
 
 __all__ = [
-    "build",
-    "component",
-    "config",
-    "each",
-    "in_range",
-    "non_negative",
-    "one_of",
-    "positive",
-    "structure",
-    "unstructure",
-]
+    "build", "component", "config", "each", "in_range", "non_negative", "one_of", "positive",
+    "structure", "unstructure",
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -56,45 +50,30 @@ def component(kind: str, default: Any = attrs.NOTHING) -> Any:
 
 
 def _component(kind: str, value: Any, path: str, may_be_none: bool) -> Any:
-    from multivae_core._registry import registry
-
     if value is None and may_be_none:
         return None
-    if attrs.has(type(value)):
-        _require_kind(kind, value, path)
-        return value
-    if isinstance(value, str):
-        value = {"type": value}
-    if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
+    configured = attrs.has(type(value))
+    given = {"type": value} if isinstance(value, str) else value
+    if not configured and not (isinstance(given, Mapping) and isinstance(given.get("type"), str)):
         raise ConfigError(
             f"expected a name of {kind}, a mapping with the key 'type', or a configuration;"
             f" got {value!r}",
             path,
         )
-    options = dict(value)
-    name = options.pop("type")
     try:
-        config_class = registry.kind(kind).load_config(name)
+        if configured:
+            registry.find_config(kind, type(value))
+            return value
+        config_class = registry.kind(kind).load_config(given["type"])
     except RegistryError as error:
         raise ConfigError(str(error), path) from error
     if config_class is None:
-        raise ConfigError(f"{kind} {name!r} has no options and cannot be configured", path)
-    return structure(config_class, options, path)
-
-
-def _require_kind(kind: str, configuration: Any, path: str) -> None:
-    from multivae_core._registry import registry
-
-    try:
-        registry.find_config(kind, type(configuration))
-    except RegistryError as error:
-        raise ConfigError(str(error), path) from error
+        raise ConfigError(f"{kind} {given['type']!r} has no options and cannot be set", path)
+    return structure(config_class, {k: v for k, v in given.items() if k != "type"}, path)
 
 
 def build(kind: str, configuration: Any, *args: Any, **kwargs: Any) -> Any:
     """Build the component that a configuration describes: ``Target(configuration, ...)``."""
-    from multivae_core._registry import registry
-
     spec = registry.find_config(kind, type(configuration))
     return registry.kind(kind).load(spec.qualified_name)(configuration, *args, **kwargs)
 
@@ -102,38 +81,31 @@ def build(kind: str, configuration: Any, *args: Any, **kwargs: Any) -> Any:
 @functools.cache
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True, prefer_attrib_converters=True)
-    converter.register_structure_hook_func(_is_union, _alternative)
-    converter.register_structure_hook_func(_is_list, _list)
-    converter.register_structure_hook_func(_is_mapping, _mapping)
+    for origins, hook in (
+        ((typing.Union, types.UnionType), _alternative),
+        ((list, tuple), _list),
+        ((dict,), _mapping),
+    ):
+        converter.register_structure_hook_func(functools.partial(_is, origins), hook)
     converter.register_structure_hook_factory(attrs.has, _configuration)
     for plain in _WORDS:
         converter.register_structure_hook(plain, functools.partial(_plain, plain))
     return converter
 
 
-_WORDS: dict[type, str] = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "a text",
-}
+_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 
 
-def _is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
-
-
-def _is_list(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (list, tuple)
-
-
-def _is_mapping(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is dict
+def _is(origins: tuple[Any, ...], annotation: Any) -> bool:
+    return typing.get_origin(annotation) in origins
 
 
 def _plain(kind: type, value: Any, _: Any) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if kind in (int, float) and not isinstance(value, bool):  # NumPy's numbers too
+        if kind is float and isinstance(value, numbers.Real):
+            return float(value)
+        if kind is int and isinstance(value, numbers.Integral):
+            return int(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"must be {_WORDS[kind]}, got {value!r}")
     return value
@@ -172,7 +144,7 @@ def _mapping(value: Any, annotation: Any) -> dict[str, Any]:
 
 
 def _configuration(cls: type) -> Callable[[Any, Any], Any]:
-    inner = make_dict_structure_fn(
+    inner: Callable[[Any, Any], Any] = make_dict_structure_fn(
         cls,
         _converter(),
         _cattrs_forbid_extra_keys=True,
@@ -216,22 +188,15 @@ def _first(error: BaseException, cls: type) -> ConfigError:
     if isinstance(error, ExceptionGroup):
         nested = error.exceptions[0]
         found = _first(nested, cls)
-        place = _place(nested)
+        # The field that cattrs noted on an error; what a class refuses itself has its path.
+        notes = (getattr(note, "name", None) for note in getattr(nested, "__notes__", ()))
+        place = next((str(name) for name in notes if name is not None), "")
         return found.under(place) if place else found
     if isinstance(error, ConfigError):
         return error
     if isinstance(error, KeyError):
         return ConfigError("this option is required")
     return ConfigError(str(error))
-
-
-def _place(error: BaseException) -> str:
-    """The field that cattrs noted on an error; what a class refuses itself has its path."""
-    for note in getattr(error, "__notes__", ()):
-        name = getattr(note, "name", None)
-        if name is not None:
-            return str(name)
-    return ""
 
 
 def unstructure(configuration: Any) -> Any:
@@ -252,8 +217,6 @@ def _field_value(field: attrs.Attribute[Any], value: Any) -> Any:
     kind = field.metadata.get("kind")
     if kind is None or value is None:
         return unstructure(value)
-    from multivae_core._registry import registry
-
     spec = registry.find_config(kind, type(value))
     return {"type": spec.qualified_name, **unstructure(value)}
 
@@ -261,23 +224,26 @@ def _field_value(field: attrs.Attribute[Any], value: Any) -> Any:
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
-def _number(value: Any, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"must be a number, got {value!r}", name)
+def _number(test: Callable[[Any], bool], rule: str) -> Validator:
+    def check(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value):
+            raise ConfigError(f"must be a number, got {value!r}", str(field.alias))
+        if not test(value):
+            raise ConfigError(f"must be {rule}, got {value!r}", str(field.alias))
+
+    return check
 
 
-def positive(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
-    """Validator: a number above 0."""
-    _number(value, field.alias)
-    if not value > 0:
-        raise ConfigError(f"must be > 0, got {value!r}", field.alias)
+positive = _number(lambda value: value > 0, "> 0")
+"""Validator: a number above 0."""
+non_negative = _number(lambda value: value >= 0, ">= 0")
+"""Validator: a number not below 0."""
 
 
-def non_negative(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
-    """Validator: a number not below 0."""
-    _number(value, field.alias)
-    if not value >= 0:
-        raise ConfigError(f"must be >= 0, got {value!r}", field.alias)
+def in_range(low: float, high: float) -> Validator:
+    """Validator: a number between two bounds, which are allowed."""
+    return _number(lambda value: low <= value <= high, f"between {low} and {high}")
 
 
 def each(rule: Validator) -> Validator:
@@ -293,23 +259,12 @@ def each(rule: Validator) -> Validator:
     return check
 
 
-def in_range(low: float, high: float) -> Validator:
-    """Validator: a number between two bounds, which are allowed."""
-
-    def check(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
-        _number(value, field.alias)
-        if not low <= value <= high:
-            raise ConfigError(f"must be between {low} and {high}, got {value!r}", field.alias)
-
-    return check
-
-
 def one_of(*allowed: Any) -> Validator:
     """Validator: one of a few values."""
 
     def check(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
         if value not in allowed:
             listed = ", ".join(repr(choice) for choice in allowed)
-            raise ConfigError(f"must be one of {listed}; got {value!r}", field.alias)
+            raise ConfigError(f"must be one of {listed}; got {value!r}", str(field.alias))
 
     return check

@@ -1,9 +1,11 @@
-"""`create_model`: a model for given data, by name, with defaults taken from the data."""
+"""`create_model`, with defaults taken from the data, and `load_dataset`: both by name."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import inspect
+import numbers
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from multivae_core._registry import registry
 from multivae_core.building import seeded
 from multivae_core.config import build, structure
-from multivae_core.data import Batch, IncompleteDataset
+from multivae_core.data import IncompleteDataset
 from multivae_core.errors import ConfigError, DataError
 from multivae_core.likelihoods import Categorical, LikelihoodHead
 from multivae_core.model_config import ModalityConfig
@@ -21,7 +23,7 @@ from multivae_core.networks import default_network
 if TYPE_CHECKING:
     from multivae_core.model import MultimodalVAE
 
-__all__ = ["create_model"]
+__all__ = ["create_model", "load_dataset"]
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _OVERRIDES = ("likelihood", "encoder", "decoder", "standardise", "element_mask", "weight")
@@ -69,26 +71,28 @@ def create_model(
         DataError: Data that do not fit the likelihood, or a modality without a value.
 
     Example:
-        >>> import numpy as np, multivae_core as mv
-        >>> rows = np.random.default_rng(0).normal(size=(20, 3))
-        >>> data = mv.IncompleteDataset({"a": rows, "b": rows > 0})
+        >>> rows = numpy.random.default_rng(0).normal(size=(20, 3))  # doctest: +SKIP
+        >>> data = mv.IncompleteDataset({"a": rows, "b": rows > 0})  # doctest: +SKIP
         >>> model = mv.create_model("mopoe", data, latent_dim=4)  # doctest: +SKIP
     """
     model_class, config_class = _model(name)
     _check_data(data)
     kind, seed = _dtype(dtype), _seed(seed)
     own = {"encoder": dict(encoders or {}), "decoder": dict(decoders or {})}
-    given = {key: dict(_mapping(value, key)) for key, value in _named(modalities, data).items()}
-    for role, networks in own.items():
-        _check_networks(role, networks, given, data)
+    given = _given({} if modalities is None else modalities, own, data)
     heads, parts = {}, {}
-    for modality in data.names:
-        likelihood = given.get(modality, {}).get("likelihood")
-        if likelihood is None:
-            likelihood = _likelihood(modality, data.dtypes[modality])
-        heads[modality] = _head(modality, likelihood, data.shapes[modality])
-        rest = _modality(modality, heads[modality], own, data)
-        parts[modality] = {**rest, **_stated(given, modality), "likelihood": likelihood}
+    for modality, stated in given.items():
+        likelihood = stated.pop("likelihood", None) or _likelihood(modality, data.dtypes[modality])
+        heads[modality] = head = _head(modality, likelihood, data.shapes[modality])
+        network = default_network(head.shape, isinstance(head, Categorical))
+        parts[modality] = {
+            "shape": head.shape,
+            "standardise": head.real_valued,
+            "element_mask": modality in data.observed,
+            **{role: None if modality in part else network for role, part in own.items()},
+            **stated,
+            "likelihood": likelihood,
+        }
     config = structure(config_class, {**options, "modalities": parts})
     _check_scale(config, heads)
     _check_values(data, heads, kind)
@@ -97,10 +101,35 @@ def create_model(
     model.to(kind)
     for modality in model.modalities:
         if config.modalities[modality].standardise:
-            mean, spread = data.moments(modality)
-            model.transforms[modality].fit(mean, spread, _count(data, modality))
-    model.notes["data"] = _describe(data)
+            moments, count = data.moments(modality), _count(data, modality)
+            model.transforms[modality].fit(*moments, count, data.dtypes[modality])
+    summary = data.summary().as_dict()
+    model.notes["data"] = {**summary, "patterns": summary["patterns"][:_PATTERNS]}
     return model
+
+
+def load_dataset(name: str, **options: Any) -> IncompleteDataset:
+    """Load a registered data set, for example ``load_dataset("mfeat")``.
+
+    Args:
+        name: Its name; ``multivae_core.registry.datasets.names()`` lists what is installed.
+        options: Options of the data set.
+
+    Raises:
+        UnknownComponentError: No installed plugin has it.
+        ConfigError: An option that the data set does not have.
+    """
+    load: Callable[..., IncompleteDataset] = registry.datasets.load(name)
+    config_class = registry.datasets.load_config(name)
+    if config_class is not None:
+        return load(structure(config_class, options, f"datasets.{name}"))
+    known = inspect.signature(load).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    for option in options:
+        if option not in known and not takes_any:
+            listed = ", ".join(known) or "none"
+            raise ConfigError(f"unknown option; there is {listed}", f"datasets.{name}.{option}")
+    return load(**options)
 
 
 def _model(name: str) -> tuple[type[MultimodalVAE], type[Any]]:
@@ -142,23 +171,53 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     return known
 
 
-def _seed(seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+def _seed(seed: object) -> int:
+    whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not whole or not 0 <= int(seed) < 2**63:  # type: ignore[call-overload]
         raise ConfigError(f"must be a whole number from 0 to 2**63 - 1, got {seed!r}", "seed")
-    return seed
+    return int(seed)  # type: ignore[call-overload, no-any-return]
 
 
-def _named(modalities: object, data: IncompleteDataset) -> Mapping[str, Any]:
-    """Return what was said about single modalities, after a check of their names."""
-    given = {} if modalities is None else modalities
-    if not isinstance(given, Mapping):
+def _given(
+    modalities: object, own: Mapping[str, Mapping[str, object]], data: IncompleteDataset
+) -> dict[str, dict[str, Any]]:
+    """Return what was said about every modality, after a check of names; None means nothing."""
+    if not isinstance(modalities, Mapping):
         raise ConfigError(
             f"must map a modality to its options, such as {{{data.names[0]!r}: {{'likelihood':"
-            f" 'normal'}}}}; got a {type(given).__name__}",
+            f" 'normal'}}}}; got a {type(modalities).__name__}",
             "modalities",
         )
-    for name in given:
-        _known(name, data, f"modalities.{name}")
+    for name, value in modalities.items():
+        path = f"modalities.{name}"
+        _known(name, data, path)
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"must be a mapping such as {{'likelihood': 'normal'}}, got {value!r}", path
+            )
+        for key in value:
+            if key not in _OVERRIDES:
+                why = "is taken from the data" if key == "shape" else "unknown option"
+                raise ConfigError(f"{why}; there is {', '.join(_OVERRIDES)}", f"{path}.{key}")
+    given = {
+        name: {k: v for k, v in modalities.get(name, {}).items() if v is not None}
+        for name in data.names
+    }
+    for role, networks in own.items():
+        for name, network in networks.items():
+            path = f"{role}s.{name}"
+            _known(name, data, path)
+            if not isinstance(network, nn.Module):
+                raise ConfigError(
+                    f"must be a torch.nn.Module (an object, not its class), got {network!r};"
+                    f" networks by name go into modalities={{{name!r}: {{{role!r}: 'mlp'}}}}",
+                    path,
+                )
+            if role in given[name]:
+                raise ConfigError(
+                    f"given twice: here and as modalities.{name}.{role}; leave one of them out",
+                    path,
+                )
     return given
 
 
@@ -171,42 +230,6 @@ def _known(name: object, data: IncompleteDataset, path: str) -> None:
         )
 
 
-def _mapping(value: object, name: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(
-            f"must be a mapping such as {{'likelihood': 'normal'}}, got {value!r}",
-            f"modalities.{name}",
-        )
-    for key in value:
-        if key not in _OVERRIDES:
-            why = "is taken from the data" if key == "shape" else "unknown option"
-            raise ConfigError(
-                f"{why}; there is {', '.join(_OVERRIDES)}", f"modalities.{name}.{key}"
-            )
-    return value
-
-
-def _check_networks(
-    role: str,
-    networks: Mapping[str, object],
-    given: Mapping[str, Mapping[str, Any]],
-    data: IncompleteDataset,
-) -> None:
-    for name, network in networks.items():
-        path = f"{role}s.{name}"
-        _known(name, data, path)
-        if not isinstance(network, nn.Module):
-            raise ConfigError(
-                f"must be a torch.nn.Module (an object, not its class), got {network!r}; networks"
-                f" by name go into modalities={{{name!r}: {{{role!r}: 'mlp'}}}}",
-                path,
-            )
-        if given.get(name, {}).get(role) is not None:
-            raise ConfigError(
-                f"given twice: here and as modalities.{name}.{role}; leave one of them out", path
-            )
-
-
 def _head(name: str, likelihood: Any, shape: tuple[int, ...]) -> LikelihoodHead:
     path = f"modalities.{name}"
     part = structure(ModalityConfig, {"shape": shape, "likelihood": likelihood}, path)
@@ -215,28 +238,6 @@ def _head(name: str, likelihood: Any, shape: tuple[int, ...]) -> LikelihoodHead:
     except ConfigError as error:
         raise error.under(f"{path}.likelihood") from error
     return head
-
-
-def _modality(
-    name: str,
-    head: LikelihoodHead,
-    own: Mapping[str, Mapping[str, nn.Module]],
-    data: IncompleteDataset,
-) -> dict[str, Any]:
-    """Return the options of a modality that follow from the data."""
-    shape = data.shapes[name]
-    network = default_network(shape, isinstance(head, Categorical))
-    return {
-        "shape": shape,
-        "standardise": head.real_valued,
-        "element_mask": name in data.observed,
-        **{role: None if name in networks else network for role, networks in own.items()},
-    }
-
-
-def _stated(given: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
-    """Return what was said about a modality; None means what the data say."""
-    return {key: value for key, value in given.get(name, {}).items() if value is not None}
 
 
 def _likelihood(name: str, dtype: torch.dtype) -> Any:
@@ -271,29 +272,19 @@ def _check_values(
     size = sum(torch.Size(shape).numel() for shape in data.shapes.values())
     for batch in data.batches(max(1, _CHUNK // size)):
         for name, head in heads.items():
-            values, observed, rows = _rows(batch, name)
+            rows, values, observed = batch.index, batch.values[name], batch.observed.get(name)
+            have = batch.rows(name)
+            if have is not None:
+                rows, values = rows[have], values[have]
+                observed = None if observed is None else observed[have]
             head.check(values, observed, name, rows)
-            _check_range(name, values, dtype)
-
-
-def _rows(batch: Batch, name: str) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return the rows that have a modality, what of them is observed, and their numbers."""
-    values, observed, rows = batch.values[name], batch.observed.get(name), batch.rows(name)
-    if rows is None:
-        return values, observed, batch.index
-    part = None if observed is None else observed.index_select(0, rows)
-    return values.index_select(0, rows), part, batch.index.index_select(0, rows)
-
-
-def _check_range(name: str, values: Tensor, dtype: torch.dtype) -> None:
-    if values.dtype != torch.float64 or dtype == torch.float64 or not values.numel():
-        return
-    largest = float(values.abs().amax())
-    if largest > torch.finfo(dtype).max:
-        raise DataError(
-            f"modality {name!r} has values up to {largest:.3g}, which float32 cannot hold; change"
-            " their unit, or create the model with dtype='float64'"
-        )
+            if values.dtype == torch.float64 and dtype != torch.float64 and values.numel():
+                largest = float(values.abs().amax())
+                if largest > torch.finfo(dtype).max:
+                    raise DataError(
+                        f"modality {name!r} has values up to {largest:.3g}, which float32 cannot"
+                        " hold; change their unit, or create the model with dtype='float64'"
+                    )
 
 
 def _count(data: IncompleteDataset, name: str) -> Tensor:
@@ -302,10 +293,3 @@ def _count(data: IncompleteDataset, name: str) -> Tensor:
         return data.observed[name].sum(dim=0)
     rows = data.present[:, data.names.index(name)].sum()
     return rows.expand(data.shapes[name])
-
-
-def _describe(data: IncompleteDataset) -> dict[str, Any]:
-    """Return what the model card says about the training data."""
-    summary = data.summary().as_dict()
-    summary["patterns"] = summary["patterns"][:_PATTERNS]
-    return summary

@@ -281,7 +281,7 @@ class _NaturalKL(torch.autograd.Function):
         return 0.5 * (terms.sum(dim=-1) - precision.shape[-1])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         mean, variance = ctx.saved_tensors
         outer = gradient[..., None] * variance

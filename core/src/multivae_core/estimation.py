@@ -66,11 +66,11 @@ class Estimate:
         return float(self.value.double().std() / math.sqrt(rows)) if rows > 1 else math.nan
 
     def __str__(self) -> str:
-        share = float(self.effective_sample_size.min()) / self.n_samples
         return (
             f"{self.mean:.3f} +- {self.mean_standard_error:.3f} nats per row"
-            f" ({len(self.value)} rows, {self.n_samples} samples, Monte-Carlo error at most"
-            f" {float(self.standard_error.max()):.3f}, effective share at least {share:.2f})"
+            f" ({len(self.value)} rows; of {self.n_samples} samples"
+            f" {float(self.effective_sample_size.median()):.1f} are effective in the median row;"
+            f" Monte-Carlo error at most {float(self.standard_error.max()):.3f})"
         )
 
 
@@ -168,9 +168,7 @@ def conditional_log_likelihood(
             f"conditional_log_likelihood: {what}; name some modalities as targets, and others,"
             " or none, as given"
         )
-    joint = log_likelihood(
-        model, data.restrict({*given, *targets}), n_samples, seed, latent_rows
-    )
+    joint = log_likelihood(model, data.restrict({*given, *targets}), n_samples, seed, latent_rows)
     if not given:
         return joint
     marginal = log_likelihood(model, data.restrict(set(given)), n_samples, seed, latent_rows)
@@ -235,11 +233,7 @@ def _log_scale(model: MultimodalVAE, batch: Batch) -> Tensor:
     for name in model.modalities:
         if not model.config.modalities[name].standardise:
             continue
-        values = batch.values[name]
-        seen = batch.column(name).view(-1, *(1 for _ in values.shape[1:])).expand_as(values)
-        if name in batch.observed:
-            seen = seen & batch.observed[name]
-        total = total + model.transforms[name].log_scale(seen)
+        total = total + model.transforms[name].log_scale(batch.seen(name))
     return total
 
 

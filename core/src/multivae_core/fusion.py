@@ -88,8 +88,8 @@ class Fusion(nn.Module):
         Args:
             experts: ``(M, B, D)``.
             groups: ``(S, B, M)`` bool, subsets of what is present; or ``(S, 1, M)``.
-            prior: ``(S, B)`` or ``(S, 1)`` bool: where N(0, I) joins as one more expert. It always joins where
-                nothing else takes part.
+            prior: ``(S, B)`` or ``(S, 1)`` bool: where N(0, I) joins as one more expert. It
+                always joins where nothing else takes part.
 
         Returns:
             The posteriors, ``(S, B, D)``.
@@ -160,9 +160,7 @@ class WeightedProductConfig:
             prior, where it is one more expert, is not weighted.
     """
 
-    weighting: str = attrs.field(
-        default="softmax", validator=one_of("softmax", "clamp", "fixed")
-    )
+    weighting: str = attrs.field(default="softmax", validator=one_of("softmax", "clamp", "fixed"))
     renormalise: bool = True
 
 
@@ -235,6 +233,7 @@ class MixtureOfProductsFusion(Fusion):
     """Uniform mixture over all non-empty subsets (Sutter et al. 2021, eq. 6)."""
 
     gaussian = False
+    subsets: Tensor
 
     def __init__(self, config: MixtureOfProductsConfig, n_experts: int, latent_dim: int) -> None:
         super().__init__(config, n_experts, latent_dim)

@@ -123,7 +123,7 @@ def predict(
     seed: int,
 ) -> dict[str, Tensor]:
     """Posterior predictive means, see `MultimodalVAE.predict`."""
-    names = _targets(model, targets)
+    names = _targets(model, targets, "predict")
     parts: list[dict[str, Tensor]] = []
     with evaluating(model):
         for batch in batches_of(model, data, _rows_per_batch(n_samples)):
@@ -141,6 +141,7 @@ def predict(
 def impute(
     model: MultimodalVAE,
     data: IncompleteDataset | Batch,
+    targets: Iterable[str] | None,
     n_samples: int,
     levels: Sequence[float],
     keep_samples: bool,
@@ -149,13 +150,13 @@ def impute(
     """Multiple imputation, see `MultimodalVAE.impute`."""
     if any(not 0.0 < level < 1.0 for level in levels):
         raise DataError(f"impute: quantile levels must be between 0 and 1, got {tuple(levels)}")
-    parts: dict[str, list[_Filled]] = {name: [] for name in model.modalities}
+    parts: dict[str, list[_Filled]] = {name: [] for name in _targets(model, targets, "impute")}
     with evaluating(model):
         for raw in raw_batches(data, _rows_per_batch(n_samples)):
             batch = model.prepare(raw)
             noise = RowNoise(seed, batch.index, model.dtype)
             latents = model.posterior(batch).draw(n_samples, noise).latents
-            for name in model.modalities:
+            for name in parts:
                 # as measured: the way to the model's scale and back rounds
                 truth = raw.values.get(name, batch.values[name])
                 filled = _fill(model, name, latents, batch, truth, noise, levels)
@@ -197,9 +198,7 @@ def _fill(
     samples = likelihood.sample(noise, ("value", name))
     mean = likelihood.mean.mean(dim=0)
     truth = truth.to(model.device)
-    seen = batch.column(name).view(-1, *(1 for _ in truth.shape[1:])).expand_as(truth)
-    if name in batch.observed:
-        seen = seen & batch.observed[name]
+    seen = batch.seen(name)
     return _Filled(
         filled=torch.where(seen, truth, likelihood.typical(mean, samples)),
         mean=mean,
@@ -232,9 +231,7 @@ def _rows_per_batch(n_samples: int) -> int:
     return max(1, min(_ROWS, _DRAWN_ROWS // n_samples))
 
 
-def _on_data_scale(
-    model: MultimodalVAE, name: str, latents: Latents, batch: Batch
-) -> Likelihood:
+def _on_data_scale(model: MultimodalVAE, name: str, latents: Latents, batch: Batch) -> Likelihood:
     likelihood = model.decode_one(name, latents, batch)
     if model.config.modalities[name].standardise:
         return model.transforms[name].to_data(likelihood)
@@ -250,15 +247,14 @@ def _check_output(output: str) -> None:
         raise DataError(f"output must be 'mean' or 'sample', got {output!r}")
 
 
-def _targets(model: MultimodalVAE, targets: Iterable[str] | None) -> list[str]:
+def _targets(model: MultimodalVAE, targets: Iterable[str] | None, verb: str) -> list[str]:
     if targets is None:
         return list(model.modalities)
     names = [targets] if isinstance(targets, str) else list(targets)
     for name in names:
         if name not in model.modalities:
             raise DataError(
-                f"predict: unknown modality {name!r}; the model has"
-                f" {', '.join(model.modalities)}"
+                f"{verb}: unknown modality {name!r}; the model has {', '.join(model.modalities)}"
             )
     return names
 

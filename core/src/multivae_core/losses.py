@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import attrs
 import torch
@@ -72,13 +73,13 @@ def doubly_reparameterised(
 
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, value: Tensor, cell: list[Tensor]) -> Tensor:
-        ctx.cell = cell  # type: ignore[attr-defined]
+    def forward(ctx: Any, value: Tensor, cell: list[Tensor]) -> Tensor:
+        ctx.cell = cell
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (weights,) = ctx.cell  # type: ignore[attr-defined]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (weights,) = ctx.cell
         return gradient * weights, None
 
 

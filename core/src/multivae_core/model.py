@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from multivae_core import estimation, inference, saving
@@ -201,6 +200,7 @@ class MultimodalVAE(MultimodalNetworks):
     def impute(
         self,
         data: IncompleteDataset | Batch,
+        targets: tuple[str, ...] | None = None,
         n_samples: int = 200,
         quantiles: tuple[float, ...] = (0.05, 0.5, 0.95),
         keep_samples: bool = False,
@@ -210,12 +210,13 @@ class MultimodalVAE(MultimodalNetworks):
 
         Args:
             data: N rows; restrict them to impute what was in fact seen.
+            targets: Modalities to impute; None: all.
             n_samples: Draws per row.
             quantiles: Levels of the quantiles of the draws, at the ranks (n+1)p.
             keep_samples: Whether the draws themselves are returned.
             seed: Seed of the draws.
         """
-        return inference.impute(self, data, n_samples, quantiles, keep_samples, seed)
+        return inference.impute(self, data, targets, n_samples, quantiles, keep_samples, seed)
 
     def elbo(
         self,

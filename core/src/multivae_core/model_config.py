@@ -26,7 +26,8 @@ class ModalityConfig:
     Args:
         shape: Shape of one measurement.
         likelihood: Distribution of the measurement given the latents.
-        encoder: Trunk of the encoder; None: a network of the user's own.
+        encoder: Trunk of the encoder, which sees log(1 + x) of counts; None: a network of the
+            user's own, which sees the values as they are.
         decoder: Trunk of the decoder; None: a network of the user's own.
         standardise: Whether the model sees the values shifted and scaled, see `Transform`.
         element_mask: Whether the encoder is told which elements were observed.

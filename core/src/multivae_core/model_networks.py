@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor, nn
 
 from multivae_core.config import build
 from multivae_core.data.batch import Batch
 from multivae_core.errors import ConfigError, DataError
-from multivae_core.likelihoods import Likelihood
+from multivae_core.likelihoods import Likelihood, LikelihoodHead
 from multivae_core.networks.heads import (
     ModalityDecoder,
     ModalityEncoder,
@@ -90,8 +89,10 @@ class MultimodalNetworks(nn.Module):
     @property
     def latent_sizes(self) -> dict[LatentName, int]:
         """Size of every latent."""
-        private = {("private", name): size for name, size in self.private_dims().items()}
-        return {"shared": self.config.latent_dim, **private}
+        sizes: dict[LatentName, int] = {"shared": self.config.latent_dim}
+        for name, size in self.private_dims().items():
+            sizes["private", name] = size
+        return sizes
 
     @property
     def device(self) -> torch.device:
@@ -140,15 +141,21 @@ class MultimodalNetworks(nn.Module):
             name: The modality.
             latents: Latent -> ``(n, B, *event)``.
             batch: Gives the targets: what is present in it is scored.
-            valid: ``(n, B)`` bool, which samples to score; None: all.
+            valid: ``(n, B)`` bool, which samples to score, or ``(n, 1)``, the same in every
+                row; None: all.
 
         Returns:
             ``(n, B)`` nats on the model's scale, 0 where nothing was scored.
         """
-        values, observed = batch.values[name], batch.observed.get(name)
-        rows = batch.rows(name)
+        if valid is not None and valid.shape[1] == 1:
+            kept = valid[:, 0].nonzero().squeeze(1)
+            part = {latent: value.index_select(0, kept) for latent, value in latents.items()}
+            scores = self.score(name, part, batch)
+            return scores.new_zeros(len(valid), batch.size).index_copy(0, kept, scores)
         if valid is not None:
             return self._score_some(name, latents, batch, valid)
+        values, observed = batch.values[name], batch.observed.get(name)
+        rows = batch.rows(name)
         if rows is None:
             return self.decode_one(name, latents, batch).log_prob(values, observed)
         part = {latent: value.index_select(1, rows) for latent, value in latents.items()}
@@ -191,15 +198,13 @@ class MultimodalNetworks(nn.Module):
                 shape = self.config.modalities[name].shape
                 values[name] = torch.zeros(batch.size, *shape, dtype=dtype, device=self.device)
                 continue
-            own = own.to(dtype)
-            if self.config.modalities[name].standardise:
-                own = self.transforms[name](own)
+            scaled = self.config.modalities[name].standardise
+            own = self.transforms[name](own) if scaled else own.to(dtype)
             if mask is not None:
                 observed[name] = mask
             if mask is not None or batch.rows(name) is not None:
-                column = batch.column(name).view(-1, *(1 for _ in own.shape[1:]))
                 # selected, not multiplied: what lies under a hole may be NaN
-                own = torch.where(column if mask is None else column & mask, own, 0.0)
+                own = torch.where(batch.seen(name), own, 0.0)
             values[name] = own
         return batch.with_values(values, observed)
 
@@ -243,7 +248,8 @@ class MultimodalNetworks(nn.Module):
             trunk = build("encoders", own.encoder, own.shape, own.element_mask)
         except ConfigError as error:
             raise error.under(f"modalities.{name}.encoder") from error
-        return ModalityEncoder(trunk, latents)
+        head: LikelihoodHead = build("likelihoods", own.likelihood, own.shape)
+        return ModalityEncoder(trunk, latents, counts=head.counts)
 
     def _decoder(self, name: str, custom: Mapping[str, nn.Module]) -> ModalityDecoder:
         own = self.config.modalities[name]

@@ -33,6 +33,11 @@ def _key(*parts: Hashable) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def _normal_quantile(unit: Tensor) -> Tensor:
+    result: Tensor = torch.special.ndtri(unit)
+    return result
+
+
 def _laplace_quantile(unit: Tensor) -> Tensor:
     # by the distance to the nearer end, which rounding cannot take to 0
     return (0.5 - unit).sign() * (2.0 * torch.minimum(unit, 1.0 - unit)).log()
@@ -62,11 +67,12 @@ class NoiseSource(ABC):
 
     def normal(self, name: Hashable, shape: tuple[int, ...]) -> Tensor:
         """Draw from N(0, 1); ``shape`` is ``(n, B, *event)``."""
-        return torch.special.ndtri(self.uniform(name, shape).double()).to(self.dtype)
+        return _normal_quantile(self.uniform(name, shape).double()).to(self.dtype)
 
     def laplace(self, name: Hashable, shape: tuple[int, ...]) -> Tensor:
         """Draw from the Laplace distribution of scale 1; ``shape`` is ``(n, B, *event)``."""
-        return _laplace_quantile(self.uniform(name, shape).double()).to(self.dtype)
+        centred = self.uniform(name, shape) - 0.5
+        return -centred.sign() * torch.log1p(-2.0 * centred.abs())
 
     def choice(self, name: Hashable, probabilities: Tensor, n: int) -> Tensor:
         """Allot ``n`` draws of every row to its components by systematic sampling.
@@ -125,7 +131,7 @@ class RowNoise(NoiseSource):
 
     def normal(self, name: Hashable, shape: tuple[int, ...]) -> Tensor:
         """See `NoiseSource.normal`."""
-        return torch.special.ndtri(self._double(name, shape)).to(self.dtype)
+        return _normal_quantile(self._double(name, shape)).to(self.dtype)
 
     def laplace(self, name: Hashable, shape: tuple[int, ...]) -> Tensor:
         """See `NoiseSource.laplace`."""
@@ -240,9 +246,7 @@ class GeneratorNoise(NoiseSource):
 
     def normal(self, name: Hashable, shape: tuple[int, ...]) -> Tensor:
         """See `NoiseSource.normal`."""
-        return torch.randn(
-            shape, generator=self.generator, dtype=self.dtype, device=self.device
-        )
+        return torch.randn(shape, generator=self.generator, dtype=self.dtype, device=self.device)
 
     def batch_uniform(self, name: Hashable, shape: tuple[int, ...]) -> Tensor:
         """See `NoiseSource.batch_uniform`."""

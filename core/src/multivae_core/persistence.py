@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import attrs
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,18 +19,9 @@ from torch import Tensor
 from multivae_core.errors import FileFormatError
 
 __all__ = [
-    "TensorInfo",
-    "file_size",
-    "find_folder",
-    "new_folder",
-    "plain",
-    "read_json",
-    "read_tensors",
-    "tensor_table",
-    "write_json",
-    "write_tensors",
-    "write_text",
-]
+    "describe", "find_folder", "new_folder", "plain", "read_json", "read_tensors",
+    "tensor_table", "write_json", "write_tensors", "write_text",
+]  # fmt: skip
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -68,23 +58,27 @@ def new_folder(folder: Path, refusal: Callable[[Path], str] | None = None) -> It
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft, spare = _beside(folder, "partial"), _beside(folder, "previous")
+    draft, spare = folder.with_name(f".{folder.name}.partial"), _spare(folder)
     if spare.exists() and not folder.exists():
         spare.rename(folder)  # an earlier process was stopped between its two renamings
     _refuse_foreign(folder, refusal)
     for leftover in (draft, spare):
-        if leftover.exists():
-            shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=not leftover.exists())
     draft.mkdir()
     try:
         yield draft
-        for path in sorted(draft.rglob("*")):
+        for path in (*draft.rglob("*"), draft):
             _sync(path)
-        _sync(draft)
-        _swap(draft, folder, spare)
+        if folder.exists():
+            folder.rename(spare)
+        draft.rename(folder)
     except BaseException:
+        if spare.exists() and not folder.exists():
+            spare.rename(folder)
         shutil.rmtree(draft, ignore_errors=True)
         raise
+    _sync(folder.parent)
+    shutil.rmtree(spare, ignore_errors=True)
 
 
 def find_folder(folder: Path) -> Path:
@@ -93,30 +87,26 @@ def find_folder(folder: Path) -> Path:
     Raises:
         FileFormatError: There is none.
     """
-    if folder.is_dir():
-        return folder
-    if folder.exists():
+    if folder.is_file():
         raise FileFormatError(f"{folder} is a file, not a folder: give the folder that holds it")
-    spare = _beside(folder.resolve(), "previous")
-    if spare.is_dir():
-        return spare
+    for place in (folder, _spare(folder.resolve())):
+        if place.is_dir():
+            return place
     raise FileFormatError(
         f"there is no folder {folder} (looked for in {Path.cwd()}): check the path"
     )
 
 
-def _beside(folder: Path, role: str) -> Path:
-    return folder.with_name(f".{folder.name}.{role}")
+def _spare(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.previous")
 
 
 def _refuse_foreign(folder: Path, refusal: Callable[[Path], str] | None) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
+    if folder.is_file():
         raise FileFormatError(
             f"{folder} is a file and is not overwritten: choose the name of a folder"
         )
-    if not any(folder.iterdir()):
+    if not folder.exists() or not any(folder.iterdir()):
         return
     reason = refusal(folder) if refusal is not None else "it exists"
     if reason:
@@ -124,21 +114,6 @@ def _refuse_foreign(folder: Path, refusal: Callable[[Path], str] | None) -> None
             f"{folder} is not replaced, because {reason}: choose another folder, or delete it"
             " first"
         )
-
-
-def _swap(draft: Path, folder: Path, spare: Path) -> None:
-    """Let a complete draft take the place of a folder."""
-    if folder.exists():
-        folder.rename(spare)
-    try:
-        draft.rename(folder)
-    except BaseException:
-        if spare.exists():
-            spare.rename(folder)
-        raise
-    _sync(folder.parent)
-    if spare.exists():
-        shutil.rmtree(spare)
 
 
 def _sync(path: Path) -> None:
@@ -175,27 +150,13 @@ def write_text(path: Path, text: str) -> None:
     path.write_bytes(text.encode("utf-8"))
 
 
-def file_size(path: Path) -> int:
-    """Return the size of a file in bytes.
-
-    Raises:
-        FileFormatError: It is missing, or it is not a file.
-    """
-    if not path.is_file():
-        raise FileFormatError(
-            f"{path.parent} has no file {path.name}: the folder is incomplete; copy it again, or"
-            " give the folder that `save` wrote"
-        )
-    return path.stat().st_size
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         FileFormatError: The file is missing or damaged, or holds something else.
     """
-    file_size(path)
+    _require(path)
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -210,20 +171,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-@attrs.frozen
-class TensorInfo:
-    """What a file says about one of its tensors, before it is read.
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise FileFormatError(
+            f"{path.parent} has no file {path.name}: the folder is incomplete; copy it again, or"
+            " give the folder that `save` wrote"
+        )
 
-    Args:
-        dtype: Its type.
-        shape: Its shape.
-    """
 
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')} of shape {self.shape}"
+def describe(dtype: torch.dtype, shape: Iterable[int]) -> str:
+    """Return what a tensor is, for comparisons and messages: ``"float32 of shape (2, 3)"``."""
+    return f"{str(dtype).removeprefix('torch.')} of shape {tuple(shape)}"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -251,43 +209,34 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file(ready, path)
 
 
-def tensor_table(path: Path) -> dict[str, TensorInfo]:
-    """Return type and shape of every tensor of a file, without reading their values.
+def tensor_table(path: Path) -> dict[str, str]:
+    """Return what every tensor of a file is, see `describe`, without reading the values.
 
     Raises:
         FileFormatError: The file is missing, truncated, or not in the format; a pickle is
             recognised, and nothing of it is run.
     """
     with _opened(path) as file:
-        table: dict[str, TensorInfo] = {}
-        for name in file.keys():  # noqa: SIM118 (not a mapping)
-            part = file.get_slice(name)
-            dtype = _DTYPES.get(part.get_dtype())
-            if dtype is None:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        for name, part in parts.items():
+            if part.get_dtype() not in _DTYPES:
                 raise FileFormatError(
                     f"{path}: tensor {name!r} has the type {part.get_dtype()}, which no model of"
                     " this library has; save the model again in float32 or float64"
                 )
-            table[name] = TensorInfo(dtype, tuple(part.get_shape()))
-        return table
+        return {n: describe(_DTYPES[p.get_dtype()], p.get_shape()) for n, p in parts.items()}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a file into memory of the process.
-
-    They are copied out of the mapped file: what happens to it later cannot reach them, and
-    they lie in memory as tensors do that torch makes itself.
-
-    Raises:
-        FileFormatError: As `tensor_table`.
-    """
+    """Read all tensors of a file; fails as `tensor_table` does."""
     with _opened(path) as file:
+        # out of the mapped file: what happens to it later cannot reach the copies
         return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    size = file_size(path)
+    _require(path)
     with path.open("rb") as raw:
         start = raw.read(16)
     # the header of safetensors is JSON after 8 bytes of length, which may look like a pickle
@@ -301,6 +250,6 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         raise FileFormatError(
-            f"{path} ({size} bytes) is truncated or damaged ({error}): nothing was loaded; copy"
-            " it again"
+            f"{path} ({path.stat().st_size} bytes) is truncated or damaged ({error}): nothing was"
+            " loaded; copy it again"
         ) from error

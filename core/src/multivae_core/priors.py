@@ -133,4 +133,5 @@ def kl_to_prior(posterior: Distribution, prior: Prior, value: Tensor) -> Tensor:
 def standard_log_prob(value: Tensor) -> Tensor:
     """Log-density of N(0, I) in nats, ``(..., D)`` -> ``(...)``."""
     size = value.shape[-1] * math.log(2.0 * math.pi)
-    return -0.5 * (torch.linalg.vecdot(value, value) + size)
+    squared: Tensor = torch.linalg.vecdot(value, value)
+    return -0.5 * (squared + size)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from multivae_core import hub, persistence
+from multivae_core import persistence
 from multivae_core._registry import registry
 from multivae_core._version import __version__
 from multivae_core.building import without_memory
@@ -27,16 +28,18 @@ __all__ = ["load_model", "push_to_hub", "save_model"]
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _FILES = (CONFIG, WEIGHTS, CARD)
-_KEYS = ("format", "model", "dtype", "config", "custom", "notes", "versions")
+_KEYS: dict[str, type[Any]] = {
+    **{"format": int, "model": str, "dtype": str},
+    **dict.fromkeys(("config", "custom", "notes", "versions"), dict),
+}
+_WORDS: dict[type, str] = {int: "a whole number", str: "a text", dict: "an object"}
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_ROLES = ("encoder", "decoder")
-_HUB = "hub:"
 
 
 def save_model(
     model: MultimodalVAE, folder: str | Path, *, summary: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write a model folder: ``config.json``, ``model.safetensors`` and a model card.
+    """Write a model folder: ``config.json``, ``model.safetensors`` and a card; return its path.
 
     The folder appears complete or not at all. A model folder that is there is replaced, and is
     intact until the new one is complete.
@@ -46,9 +49,6 @@ def save_model(
         folder: Where to; it may exist if it is empty or a model folder and nothing else.
         summary: What else the card should tell, for example ``{"metrics": {...}}``; it is kept
             in the folder and in ``model.notes`` of the model that is loaded from it.
-
-    Returns:
-        The folder.
 
     Raises:
         FileFormatError: Something else is there, or the model has parts that cannot be stored.
@@ -94,7 +94,7 @@ def load_model(
     """
     folder = _locate(path, revision)
     record = _read_record(folder / CONFIG)
-    own = {"encoder": dict(encoders or {}), "decoder": dict(decoders or {})}
+    own = {"encoders": dict(encoders or {}), "decoders": dict(decoders or {})}
     _check_custom(folder, record, own)
     model = _blank(folder / CONFIG, record, own)
     _assign(model, folder / WEIGHTS)
@@ -113,31 +113,50 @@ def push_to_hub(
     message: str = "Upload model",
     token: str | None = None,
 ) -> str:
-    """Upload the model folder to the Hugging Face hub, creating the repository if needed.
+    """Upload the model folder to the Hugging Face hub; return the address of the commit.
 
     Args:
         model: The model.
-        repo: ``"user/repo"``.
+        repo: ``"user/repo"``; it is created if needed.
         summary: As in `save_model`.
         private: Whether a repository that is created can be seen by its owner alone.
         revision: Branch to upload to.
         message: Message of the commit.
         token: Access token; None: the one of ``hf auth login``.
 
-    Returns:
-        The address of the commit.
-
     Raises:
         FileFormatError: The repository cannot be written or reached.
     """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as parent:
         folder = save_model(model, Path(parent) / "model", summary=summary)
-        return hub.upload(
-            folder, repo, private=private, revision=revision, message=message, token=token
-        )
+        with _hub_errors(repo):
+            api.create_repo(repo, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo, folder_path=folder, revision=revision, commit_message=message
+            )
+    return str(commit.commit_url)
 
 
-# ---------------------------------------------------------------------------- writing
+@contextmanager
+def _hub_errors(repo: str) -> Iterator[None]:
+    """Turn failures of the hub's client into one kind of error with a remedy."""
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except HFValidationError as error:
+        raise FileFormatError(
+            f"{repo!r} cannot be the name of a repository of the hub; write 'user/repo'"
+        ) from error
+    except Exception as error:  # the client's HTTP library, and so its errors, have changed before
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FileFormatError(
+            f"the repository {repo!r} of the hub cannot be used ({first}): check its name and"
+            " revision, the connection, and for private ones `hf auth login`"
+        ) from error
 
 
 def _record(
@@ -162,7 +181,7 @@ def _record(
         "config": unstructure(model.config),
         "custom": {
             f"{role}s": [name for name in model.modalities if getattr(own[name], role) is None]
-            for role in _ROLES
+            for role in ("encoder", "decoder")
         },
         "notes": persistence.plain({**model.notes, **(summary or {})}),
         "versions": versions,
@@ -183,16 +202,15 @@ def _spec(model_class: type[Any]) -> ComponentSpec:
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     """Return what is stored, each parameter once, under the first of its names."""
+    first: dict[int, str] = {}
     weights: dict[str, Tensor] = {}
-    seen: set[int] = set()
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             raise FileFormatError(
                 f"{name.rpartition('.')[0]} keeps extra state of type {type(value).__name__}, but"
                 " a model folder holds tensors only: keep it in a buffer, or in the configuration"
             )
-        if id(value) not in seen:
-            seen.add(id(value))
+        if first.setdefault(id(value), name) == name:
             weights[name] = value
     return weights
 
@@ -209,12 +227,14 @@ def _not_a_model(folder: Path) -> str:
     return ""
 
 
-# ---------------------------------------------------------------------------- reading
-
-
 def _locate(path: str | Path, revision: str | None) -> Path:
-    if isinstance(path, str) and path.startswith(_HUB):
-        return hub.download(path.removeprefix(_HUB), _FILES, revision)
+    if isinstance(path, str) and path.startswith("hub:"):
+        from huggingface_hub import snapshot_download
+
+        repo = path.removeprefix("hub:")
+        with _hub_errors(repo):  # out of the client's cache; nothing else is fetched
+            found = snapshot_download(repo, revision=revision, allow_patterns=list(_FILES))
+        return Path(found)
     if revision is not None:
         raise FileFormatError(
             f"revision={revision!r} belongs to a repository of the hub, but {str(path)!r} is a"
@@ -226,66 +246,54 @@ def _locate(path: str | Path, revision: str | None) -> Path:
 def _read_record(path: Path) -> dict[str, Any]:
     """Read ``config.json`` and check everything in it that does not depend on the model."""
     record = persistence.read_json(path)
-    version = record.get("format")
-    if isinstance(version, bool) or not isinstance(version, int):
-        raise FileFormatError(
-            f"{path}: format: must be a whole number, got {version!r}; this is not the"
-            " config.json of a model folder"
-        )
-    if version > FORMAT:
-        raise FileFormatError(
-            f"{path}: format: {version} is newer than {FORMAT}, the newest that multivae-core"
-            f" {__version__} reads; upgrade it: pip install -U multivae-core"
-        )
+    for key, kind in _KEYS.items():
+        value: Any = record.get(key)
+        if type(value) is not kind:
+            raise FileFormatError(
+                f"{path}: {key}: must be {_WORDS[kind]}, got {value!r}; the file is incomplete or"
+                " was edited, or is not the config.json of a model folder: copy it again"
+            )
+        if key == "format" and value > FORMAT:
+            raise FileFormatError(
+                f"{path}: format: {value} is newer than {FORMAT}, the newest that multivae-core"
+                f" {__version__} reads; upgrade it: pip install -U multivae-core"
+            )
     for key in record:
         if key not in _KEYS:
             raise FileFormatError(f"{path}: {key}: unknown key; there is {', '.join(_KEYS)}")
-    for key in _KEYS:
-        wanted = {"format": int, "model": str, "dtype": str}.get(key, dict)
-        if not isinstance(record.get(key), wanted):
-            raise FileFormatError(
-                f"{path}: {key}: must be {_JSON[wanted]}, got {record.get(key)!r}; the file is"
-                " incomplete or was edited, copy it again"
-            )
     if record["dtype"] not in _DTYPES:
         listed = " or ".join(_DTYPES)
         raise FileFormatError(f"{path}: dtype: must be {listed}, got {record['dtype']!r}")
     return record
 
 
-_JSON: dict[type, str] = {int: "a number", str: "a text", dict: "an object"}
-
-
 def _check_custom(
     folder: Path, record: Mapping[str, Any], own: Mapping[str, Mapping[str, nn.Module]]
 ) -> None:
     """Make sure that exactly the networks are given that the folder cannot rebuild."""
-    for role, networks in own.items():
-        needed = record["custom"].get(f"{role}s", [])
+    for kind, networks in own.items():
+        role, needed = kind[:-1], record["custom"].get(kind, [])
+        problem = ""
         if not isinstance(needed, list):
-            raise FileFormatError(
-                f"{folder / CONFIG}: custom.{role}s: must be a list of modalities, got {needed!r}"
+            problem = f"{CONFIG}: custom.{kind}: must be a list of modalities, got {needed!r}"
+        elif missing := [name for name in needed if name not in networks]:
+            problem = (
+                f"the {role} of modality {missing[0]!r} is a network of its author's own, which"
+                " the folder does not describe; build it and pass it again: load_model(...,"
+                f" {kind}={{{missing[0]!r}: network}}); a registered network needs no passing"
             )
-        for name in needed:
-            if name not in networks:
-                raise FileFormatError(
-                    f"{folder}: the {role} of modality {name!r} is a network of its author's own,"
-                    f" which the folder does not describe; build it and pass it again:"
-                    f" load_model(..., {role}s={{{name!r}: network}}); a registered network needs"
-                    " no passing"
-                )
-        for name, network in networks.items():
-            if name not in needed:
-                listed = ", ".join(map(str, needed)) or "no modality"
-                raise FileFormatError(
-                    f"{folder}: an own {role} was passed for {name!r}, but this model's own"
-                    f" networks are those of {listed}; leave it out"
-                )
-            if not isinstance(network, nn.Module):
-                raise FileFormatError(
-                    f"{role}s[{name!r}] must be a torch.nn.Module, got {network!r}; pass the same"
-                    " kind of object that create_model got"
-                )
+        elif extra := [name for name in networks if name not in needed]:
+            problem = (
+                f"an own {role} was passed for {extra[0]!r}, but this model's own networks are"
+                f" those of {', '.join(needed) or 'no modality'}; leave it out"
+            )
+        elif wrong := [n for n, network in networks.items() if not isinstance(network, nn.Module)]:
+            problem = (
+                f"{kind}[{wrong[0]!r}] must be a torch.nn.Module, got {networks[wrong[0]]!r};"
+                " pass the same kind of object that create_model got"
+            )
+        if problem:
+            raise FileFormatError(f"{folder}: {problem}")
 
 
 def _blank(
@@ -302,59 +310,37 @@ def _blank(
     dtype = _DTYPES[record["dtype"]]
     try:
         config = structure(config_class or dict, record["config"], "config")
-        model: MultimodalVAE = without_memory(
-            dtype, model_class, config, encoders=own["encoder"], decoders=own["decoder"]
-        )
+        model: MultimodalVAE = without_memory(dtype, model_class, config, **own)
     except (ConfigError, RuntimeError) as error:
+        versions = ", ".join(f"{key} {version}" for key, version in record["versions"].items())
         raise FileFormatError(
-            f"{path}: {error}; the file was edited, or written by another version"
-            f" ({_written_by(record)})"
+            f"{path}: {error}; the file was edited, or written by another version ({versions})"
         ) from error
     return model.to(dtype)
 
 
-def _written_by(record: Mapping[str, Any]) -> str:
-    versions = (f"{name} {version}" for name, version in record["versions"].items())
-    return ", ".join(versions) or "unknown"
-
-
 def _assign(model: nn.Module, path: Path) -> None:
     """Give a model the weights of a file, after checking that all of them fit."""
-    variables = model.state_dict(keep_vars=True)
-    needed = {
-        name: persistence.TensorInfo(value.dtype, tuple(value.shape))
-        for name, value in _weights(model).items()
-    }
-    _compare(path, needed, persistence.tensor_table(path))
-    tensors = persistence.read_tensors(path)
-    first: dict[int, Tensor] = {}
-    state: dict[str, Tensor] = {}
-    for name, value in variables.items():
-        if id(value) not in first:
-            read = tensors[name]
-            if isinstance(value, nn.Parameter):
-                read = nn.Parameter(read, requires_grad=value.requires_grad)
-            first[id(value)] = read
-        state[name] = first[id(value)]
-    model.load_state_dict(state, assign=True)
-
-
-def _compare(
-    path: Path,
-    needed: Mapping[str, persistence.TensorInfo],
-    found: Mapping[str, persistence.TensorInfo],
-) -> None:
+    weights = _weights(model)
+    needed = {name: persistence.describe(v.dtype, v.shape) for name, v in weights.items()}
+    found = persistence.tensor_table(path)
     remedy = (
         "; the weights belong to another configuration or another version: copy the whole folder"
         " again"
     )
-    for name, info in needed.items():
+    for name in {**needed, **found}:
         if name not in found:
             raise FileFormatError(f"{path} has no tensor {name!r}, which the model needs{remedy}")
-        if found[name] != info:
-            raise FileFormatError(
-                f"{path}: tensor {name!r} is {found[name]}, the model needs {info}{remedy}"
-            )
-    for name in found:
         if name not in needed:
             raise FileFormatError(f"{path}: the model has no tensor {name!r}{remedy}")
+        if found[name] != needed[name]:
+            raise FileFormatError(
+                f"{path}: tensor {name!r} is {found[name]}, the model needs {needed[name]}{remedy}"
+            )
+    tensors: dict[int, Tensor] = {}
+    for name, read in persistence.read_tensors(path).items():
+        value = weights[name]
+        own = isinstance(value, nn.Parameter)
+        tensors[id(value)] = nn.Parameter(read, value.requires_grad) if own else read
+    state = {key: tensors[id(v)] for key, v in model.state_dict(keep_vars=True).items()}
+    model.load_state_dict(state, assign=True)

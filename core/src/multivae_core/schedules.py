@@ -80,7 +80,6 @@ def _read(value: Any, path: str) -> Linear | Cyclical | None:
         options = {key: entry for key, entry in value.items() if key != "type"}
         return structure(_KINDS[value["type"]], options, path)
     raise ConfigError(
-        "must be a number of steps, or a mapping with 'type' linear or cyclical;"
-        f" got {value!r}",
+        f"must be a number of steps, or a mapping with 'type' linear or cyclical; got {value!r}",
         path,
     )

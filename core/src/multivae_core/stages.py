@@ -8,6 +8,7 @@ from typing import Literal
 import attrs
 from torch import nn
 
+from multivae_core.config import positive
 from multivae_core.data.batch import Batch
 from multivae_core.losses import LossOutput
 from multivae_core.noise import Step
@@ -35,7 +36,7 @@ class Player:
     parameters: tuple[nn.Module | nn.Parameter, ...]
     loss: PieceLoss
     optimiser: dict[str, float] = attrs.field(factory=dict)
-    every: int = 1
+    every: int = attrs.field(default=1, validator=positive)
 
 
 @attrs.frozen(kw_only=True)
@@ -52,5 +53,5 @@ class Stage:
 
     name: str
     players: tuple[Player, ...]
-    share: float = 1.0
+    share: float = attrs.field(default=1.0, validator=positive)
     start_from: Literal["last", "best"] = "last"

@@ -22,6 +22,7 @@ class Transform(nn.Module):
 
     shift: Tensor
     scale: Tensor
+    rest: Tensor  # of the shift, which a type with few digits cannot hold
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -29,8 +30,15 @@ class Transform(nn.Module):
         self.shape = shape
         self.register_buffer("shift", torch.zeros(own))
         self.register_buffer("scale", torch.ones(own))
+        self.register_buffer("rest", torch.zeros(own))
 
-    def fit(self, mean: Tensor, spread: Tensor, count: Tensor) -> None:
+    def fit(
+        self,
+        mean: Tensor,
+        spread: Tensor,
+        count: Tensor,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
         """Take on shift and scale of the data; the scale is 1 where they are constant.
 
         A channel's moments are put together from those of its elements.
@@ -39,6 +47,7 @@ class Transform(nn.Module):
             mean: Mean of every element over its observed entries, ``shape``, float64.
             spread: Standard deviation (divisor n) of the same, ``shape``, float64.
             count: Number of the same, ``shape``.
+            dtype: Type of the data; what varies by its rounding alone counts as constant.
         """
         axes = tuple(range(1, mean.ndim))
         total = _sum(count.double(), axes).clamp_min(1)
@@ -46,14 +55,20 @@ class Transform(nn.Module):
         square = spread.square() + (mean - centre).square()
         scale = (_sum(count * square, axes) / total).sqrt()
         # rounding leaves a constant feature with a tiny spread instead of none
-        smallest = (1e-7 * centre.abs()).clamp_min(torch.finfo(self.scale.dtype).tiny)
+        smallest = max(torch.finfo(dtype).eps, 1e-12) * centre.abs()
+        smallest = smallest.clamp_min(torch.finfo(self.scale.dtype).tiny)
         with torch.no_grad():
             self.shift.copy_(centre)
+            self.rest.copy_(centre - self.shift)
             self.scale.copy_(torch.where(scale <= smallest, 1.0, scale))
 
     def forward(self, values: Tensor) -> Tensor:
-        """To the scale of the model, ``(..., *shape)``."""
-        return (values - self.shift) / self.scale
+        """To the scale and type of the model, ``(..., *shape)``, in the wider of the two types."""
+        own = self.shift.dtype
+        if torch.promote_types(values.dtype, own) == own:
+            return (values - self.shift) / self.scale
+        shift = self.shift.to(values.dtype) + self.rest
+        return ((values - shift) / self.scale).to(own)
 
     def to_data(self, likelihood: Likelihood) -> Likelihood:
         """The likelihood of the values on the scale of the data."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import attrs
 import torch
 from torch import Tensor
 
-from multivae_core.errors import DataError
+from multivae_core.data.checks import still_visible
 
 __all__ = ["Batch"]
 
@@ -17,14 +17,16 @@ __all__ = ["Batch"]
 class Batch:
     """Rows of several modalities with holes; conditioning and missing data are the same mask.
 
-    Values under a hole are never read by a model: ``present`` and ``observed`` alone decide.
+    Values under a hole are never read by a model: `seen` alone decides, which is ``present`` and
+    ``observed`` together. Restricting turns ``present`` off and leaves ``observed`` as it was.
 
     Args:
         values: Modality name -> ``(B, *shape)``.
         present: ``(B, M)`` bool, columns in the order of ``values``; True where something of the
             modality may be seen.
         observed: Modality name -> ``(B, *shape)`` bool, only for modalities with holes inside
-            a measurement; every other modality is whole wherever it is present.
+            a measurement, and to be read only in rows that are present; every other modality is
+            whole wherever it is present.
         labels: ``(B, ...)`` or None.
         index: ``(B,)`` row numbers in the data set; in evaluation a row's random numbers depend
             on its index and on no other row.
@@ -66,6 +68,12 @@ class Batch:
         """``(B,)`` bool: True where the modality may be seen."""
         return self.present[:, self.names.index(name)]
 
+    def seen(self, name: str) -> Tensor:
+        """``(B, *shape)`` bool: the elements of the modality that may be seen."""
+        values = self.values[name]
+        column = self.column(name).view(-1, *[1] * (values.ndim - 1)).expand_as(values)
+        return column & self.observed[name] if name in self.observed else column
+
     def rows(self, name: str) -> Tensor | None:
         """Numbers of the rows that have the modality, ``(R,)``; None when every row has it."""
         if not self._rows:
@@ -79,31 +87,12 @@ class Batch:
         """Return the batch as if only these had been seen; rows, order and count are kept.
 
         Args:
-            visible: Names of modalities, or a ``(B, M)`` bool mask. What is already missing
-                stays missing.
+            visible: Names of modalities, or a ``(B, M)`` bool mask.
 
         Raises:
             DataError: An unknown modality, or a mask of another shape or type.
         """
-        if isinstance(visible, Tensor):
-            if visible.dtype != torch.bool or visible.shape != self.present.shape:
-                raise DataError(
-                    f"restrict: a mask must be bool of shape {tuple(self.present.shape)} (rows,"
-                    f" modalities), got {visible.dtype} of shape {tuple(visible.shape)};"
-                    " pass such a mask, or a set of modality names"
-                )
-            mask = self.present & visible.to(self.present.device)
-        else:
-            chosen = {visible} if isinstance(visible, str) else set(visible)
-            unknown = sorted(chosen - set(self.names))
-            if unknown:
-                raise DataError(
-                    f"restrict: unknown modality {unknown[0]!r}; this data has"
-                    f" {', '.join(self.names)}: use names out of these"
-                )
-            keep = torch.tensor([n in chosen for n in self.names], device=self.present.device)
-            mask = self.present & keep
-        return attrs.evolve(self, present=mask)
+        return attrs.evolve(self, present=still_visible(visible, self.names, self.present))
 
     def with_values(self, values: dict[str, Tensor], observed: dict[str, Tensor]) -> Batch:
         """Return the batch with other values, in their order of modalities.
@@ -123,28 +112,19 @@ class Batch:
 
     def take(self, rows: Tensor) -> Batch:
         """Return the rows with these numbers ``(R,)``, in that order."""
-        return attrs.evolve(
-            self,
-            values=_taken(self.values, rows),
-            present=self.present.index_select(0, rows),
-            observed=_taken(self.observed, rows),
-            labels=None if self.labels is None else self.labels.index_select(0, rows),
-            index=self.index.index_select(0, rows),
-        )
+        return self._each(lambda x: x.index_select(0, rows))
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device."""
         if self.present.device == torch.device(device):
             return self
-        return attrs.evolve(
-            self,
-            values={name: x.to(device) for name, x in self.values.items()},
-            present=self.present.to(device),
-            observed={name: x.to(device) for name, x in self.observed.items()},
-            labels=None if self.labels is None else self.labels.to(device),
-            index=self.index.to(device),
+        return self._each(lambda x: x.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            values={name: change(x) for name, x in self.values.items()},
+            present=change(self.present),
+            observed={name: change(x) for name, x in self.observed.items()},
+            labels=None if self.labels is None else change(self.labels),
+            index=change(self.index),
         )
-
-
-def _taken(tensors: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    return {name: x.index_select(0, rows) for name, x in tensors.items()}

@@ -7,58 +7,53 @@ import logging
 import operator
 import re
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from multivae_core.data.storage import Ids, Table, chunks
 from multivae_core.errors import DataError
 
 __all__ = [
-    "check_names",
-    "common_length",
-    "known_names",
-    "modality_masks",
-    "observed_masks",
-    "present_masks",
-    "refuse_empty_rows",
-    "same_kind",
-    "to_ids",
-    "to_labels",
-    "to_mask",
-    "to_tensor",
-    "to_values",
-    "whole_number",
-]
+    "check_names", "chunks", "common_length", "counted", "known_names", "modality_masks",
+    "still_visible", "to_labels", "to_mask", "to_masks", "to_tensor", "to_values", "whole_number",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
+_CHUNK = 1 << 22  # elements per chunk: 32 MB in float64
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool}
 # torch has hardly any operations for these
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+_ENCODE = "turn categories into one-hot columns or codes, write missing values as NaN of floats"
 
 
-def check_names(names: Iterable[Any]) -> tuple[str, ...]:
-    """Return the names of modalities, checked.
+def chunks(n: int, shape: tuple[int, ...]) -> Iterator[slice]:
+    """Cut n rows into pieces that take little memory."""
+    step = max(1, _CHUNK // max(1, torch.Size(shape).numel()))
+    return (slice(start, min(n, start + step)) for start in range(0, n, step))
 
-    Raises:
-        DataError: No names, or a name with other characters than letters, digits, _ and -.
-    """
-    found = tuple(names)
-    if not found:
+
+def check_names(what: str, values: Any) -> tuple[str, ...]:
+    """Return the modalities of a mapping, after making sure that it is one with legal names."""
+    if not isinstance(values, Mapping):
+        raise DataError(
+            f"{what} is a {type(values).__name__}; modalities have names"
+            ": pass a mapping {'name': array, ...}"
+        )
+    if not values:
         raise DataError("no modalities: a data set needs at least one; pass {'name': array, ...}")
-    for name in found:
+    for name in values:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise DataError(
                 f"modality name {name!r}: names consist of letters, digits, '_' and '-'"
                 f"; rename it, for example to {re.sub('[^A-Za-z0-9_-]+', '_', str(name)) or 'x'!r}"
             )
-    return found
+    return tuple(values)
 
 
 def known_names(what: str, names: Iterable[Any], known: Collection[str]) -> list[str]:
@@ -86,62 +81,21 @@ def whole_number(what: str, value: Any, least: int | None = None) -> int:
     return number
 
 
-_ENCODE = (
-    "turn categories into one-hot columns or codes, and write missing values as NaN of a float"
-    " array"
-)
-
-
 def to_tensor(what: str, array: Any, remedy: str = _ENCODE) -> Tensor:
-    """Return an array or array-like as a tensor on the CPU, without a copy where possible.
-
-    Args:
-        what: What the array is, for messages.
-        array: Tensor, array or nested lists.
-        remedy: What to do if it does not hold numbers.
-    """
-    if isinstance(array, Tensor):
-        if array.layout != torch.strided:
-            raise DataError(f"{what}: sparse tensors are not supported; pass x.to_dense()")
-        return _usual_type(what, array.detach().cpu())
+    """Return an array or array-like as a tensor on the CPU, without a copy where possible."""
+    if isinstance(array, Tensor) and array.layout != torch.strided:
+        raise DataError(f"{what}: sparse tensors are not supported; pass x.to_dense()")
     if isinstance(array, np.ma.MaskedArray):
         raise DataError(
             f"{what}: the mask of a numpy masked array would be lost"
             "; pass x.filled(numpy.nan), or x.data with observed=~x.mask"
         )
-    try:
-        found = np.asarray(array)
-    except (ValueError, TypeError) as err:
-        raise DataError(
-            f"{what}: not an array ({err}); every row needs the same shape, so pad or resample"
-            " the rows, or split the modality"
-        ) from err
-    if found.dtype.kind not in "biuf":
-        raise DataError(
-            f"{what}: dtype {found.dtype} is not numeric (bool, integers and floats are); {remedy}"
-        )
-    mapped = isinstance(array, np.memmap)
-    return _usual_type(what, _from_numpy(found, mapped))
-
-
-def _from_numpy(array: np.ndarray[Any, Any], mapped: bool) -> Tensor:
-    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
-        array = array.astype(np.float64)
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if not mapped or any(stride < 0 for stride in array.strides):
-        array = np.asarray(array, order="C")
-    with warnings.catch_warnings():
-        # read-only memory is right here: values are only ever copied out of it
-        warnings.filterwarnings("ignore", message=".*not writable.*", category=UserWarning)
-        return torch.from_numpy(array)
-
-
-def _usual_type(what: str, x: Tensor) -> Tensor:
+    x = array.detach().cpu() if isinstance(array, Tensor) else _from_numpy(what, array, remedy)
     if x.dtype in _WIDER:
         if x.dtype == torch.uint64 and bool((x.view(torch.int64) < 0).any()):
             raise DataError(f"{what}: values above 2**63 - 1 do not fit; pass x.astype(float)")
         return x.to(_WIDER[x.dtype])
-    if x.dtype not in _FLOATS | _INTEGERS | {torch.bool}:
+    if x.dtype not in _FLOATS | _INTEGERS:
         raise DataError(
             f"{what}: dtype {x.dtype} is not supported (bool, integers and real floats are)"
             "; pass real and imaginary parts as two features, or cast with x.float()"
@@ -149,24 +103,44 @@ def _usual_type(what: str, x: Tensor) -> Tensor:
     return x
 
 
+def _from_numpy(what: str, given: Any, remedy: str) -> Tensor:
+    try:
+        array = np.asarray(given)
+    except (ValueError, TypeError) as err:
+        raise DataError(
+            f"{what}: not an array ({err}); every row needs the same shape, so pad or resample"
+            " the rows, or split the modality"
+        ) from err
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            f"{what}: dtype {array.dtype} is not numeric (bool, integers and floats are); {remedy}"
+        )
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if not isinstance(given, np.memmap) or any(stride < 0 for stride in array.strides):
+        array = np.asarray(array, order="C")
+    with warnings.catch_warnings():
+        # read-only memory is right here: values are only ever copied out of it
+        warnings.filterwarnings("ignore", message=".*not writable.*", category=UserWarning)
+        return torch.from_numpy(array)
+
+
 def to_values(name: str, array: Any) -> Tensor:
     """Return the values of a modality as a tensor ``(N, *shape)``."""
     x = to_tensor(f"modality {name!r}", array)
-    if x.ndim < 2:
-        raise DataError(
-            f"modality {name!r} has shape {tuple(x.shape)}: rows need at least one feature axis"
-            ", (N, features); for one value per row pass x.reshape(-1, 1)"
-        )
-    if x.shape[0] == 0:
-        raise DataError(
-            f"modality {name!r} has zero rows, shape {tuple(x.shape)}: empty data cannot be"
-            " used; check how it was selected or loaded"
-        )
-    if x[0].numel() == 0:
-        raise DataError(
-            f"modality {name!r} has rows without a value, shape {tuple(x.shape)}: every axis"
-            " needs a length of at least 1; leave the modality out"
-        )
+    rules = (
+        (x.ndim < 2, "has", ": rows need at least one feature axis, (N, features); for one value"
+         " per row pass x.reshape(-1, 1)"),
+        (x.shape[:1] == (0,), "has zero rows,", ": empty data cannot be used; check how it was"
+         " selected or loaded"),
+        (x.numel() == 0, "has rows without a value,", ": every axis needs a length of at least"
+         " 1; leave the modality out"),
+    )  # fmt: skip
+    for broken, what, remedy in rules:
+        if broken:
+            where = f"{what} shape {tuple(x.shape)}"
+            raise DataError(f"modality {name!r} {where}{remedy}")
     return x
 
 
@@ -178,7 +152,7 @@ def common_length(tensors: Mapping[str, Tensor]) -> int:
             raise DataError(
                 f"modality {name!r} has {len(x)} rows and {first!r} has {len(reference)}: row i"
                 " is the same subject in all of them; give a row that lacks a modality NaN"
-                " there, or align tables with IncompleteDataset.from_dataframes"
+                " there, or align tables with identifiers (from_dataframes, from_folder)"
             )
     return len(reference)
 
@@ -195,139 +169,105 @@ def to_mask(what: str, mask: Any, shape: tuple[int, ...]) -> Tensor:
         remedy = "pass a mask of that shape"
         if tuple(x.shape) == (*shape, 1):
             remedy = "pass mask[:, 0]"
-        elif x.shape[:1] == shape[:1] and x.numel() == shape[0]:
+        elif what.startswith("observed") and tuple(x.shape) in {shape[:1], (*shape[:1], 1)}:
             remedy = "a mask of whole rows goes to present=, one bool per row"
         raise DataError(f"{what} has shape {tuple(x.shape)}, expected {shape}: {remedy}")
-    return x.detach().cpu().clone()
+    return x.detach().clone()
 
 
-def present_masks(present: Any, names: tuple[str, ...], rows: int) -> dict[str, Tensor]:
-    """Return ``present`` as a mapping of columns ``(N,)``; empty when it was not given."""
-    if present is None:
+def still_visible(visible: Any, names: tuple[str, ...], present: Tensor) -> Tensor:
+    """Return what remains of ``present`` ``(N, M)`` if only these names, or this mask, is seen."""
+    if not isinstance(visible, Tensor | np.ndarray):
+        listed = [visible] if isinstance(visible, str) else list(visible)
+        if all(isinstance(name, str) for name in listed):
+            chosen = known_names("restrict", listed, names)
+            return present & torch.tensor([n in chosen for n in names], device=present.device)
+        visible = listed
+    mask = to_mask("restrict: the mask", visible, tuple(present.shape))
+    return present & mask.to(present.device)
+
+
+def to_masks(
+    what: str, masks: Any, shapes: Mapping[str, tuple[int, ...]], every: bool = False
+) -> dict[str, Tensor]:
+    """Return masks of these shapes by modality, of each one if ``every``; empty if none given."""
+    if masks is None:
         return {}
-    if not isinstance(present, Mapping):
-        mask = to_mask("present", present, (rows, len(names)))
-        return dict(zip(names, mask.unbind(dim=1), strict=True))
-    known_names("present", present, names)
-    for name in names:
-        if name not in present:
-            raise DataError(
-                f"present: no mask for modality {name!r}; a mapping has one for every modality"
-                f": add {name!r}: numpy.ones({rows}, bool) if it is always there"
-            )
-    return {name: to_mask(f"present[{name!r}]", present[name], (rows,)) for name in names}
-
-
-def observed_masks(observed: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return ``observed`` as a mapping of masks of the values' shapes; empty when not given."""
-    if observed is None:
-        return {}
-    if not isinstance(observed, Mapping):
+    if not isinstance(masks, Mapping):
         raise DataError(
-            f"observed is a {type(observed).__name__}; modalities differ in shape, so it is a"
-            " mapping: pass {'name': mask, ...}"
+            f"{what} is a {type(masks).__name__}; modalities differ in shape, so it is a mapping"
+            ": pass {'name': mask, ...}"
         )
-    known_names("observed", observed, tuple(tensors))
-    return {
-        name: to_mask(f"observed[{name!r}]", mask, tuple(tensors[name].shape))
-        for name, mask in observed.items()
-    }
+    known_names(what, masks, tuple(shapes))
+    if lacking := [name for name in shapes if every and name not in masks]:
+        raise DataError(
+            f"{what}: no mask for modality {lacking[0]!r}; a mapping has one for every modality: "
+            f"add {lacking[0]!r}: numpy.ones({shapes[lacking[0]][0]}, bool) if it is always there"
+        )
+    return {n: to_mask(f"{what}[{n!r}]", mask, shapes[n]).cpu() for n, mask in masks.items()}
 
 
 def modality_masks(
     name: str, x: Tensor, present: Tensor | None, observed: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Find out what of a modality is seen; without a mask, NaN is the mask.
-
-    Args:
-        name: The modality.
-        x: ``(N, *shape)``.
-        present: ``(N,)`` bool or None.
-        observed: ``(N, *shape)`` bool or None.
+    """Find out what of a modality ``(N, *shape)`` is seen; without a mask, NaN is the mask.
 
     Returns:
-        ``present`` ``(N,)`` and ``observed`` ``(N, *shape)``, the latter None when no row is
-        partly observed.
-
-    Raises:
-        DataError: NaN or inf where a mask says observed; inf without a mask.
+        ``present`` ``(N,)``, and ``observed`` ``(N, *shape)`` or None when no row is partly seen.
     """
     seen = observed
-    if observed is not None and present is not None:
-        seen = observed & present.view(-1, *[1] * (x.ndim - 1))
-    elif present is not None:
-        seen = present.view(-1, *[1] * (x.ndim - 1))
+    if present is not None:
+        rows = present.view(-1, *[1] * (x.ndim - 1))
+        seen = rows if observed is None else observed & rows
     nan, inf = _count_bad(x, seen)
-    marked = seen is not None
-    if bool(inf.any()) or (marked and bool(nan.any())):
-        _refuse_bad(name, nan, inf, marked)
-    if marked and observed is None:
-        return present if present is not None else torch.ones(len(x), dtype=torch.bool), None
-    if not marked and bool(nan.any()):
-        logger.info(
-            "modality %r: %d NaN values in %d of %d rows are taken as missing",
-            name,
-            int(nan.sum()),
-            int((nan > 0).sum()),
-            len(x),
-        )
-        size = x[0].numel()
-        if bool(((nan == 0) | (nan == size)).all()):
+    if bool(inf.any()) or (seen is not None and bool(nan.any())):
+        _refuse_bad(name, nan, inf, seen is not None)
+    if present is not None and observed is None:
+        return present, None
+    if seen is None:
+        if bool(nan.any()):
+            numbers = int(nan.sum()), int((nan > 0).sum()), len(x)
+            text = "modality %r: %d NaN values in %d of %d rows are taken as missing"
+            logger.info(text, name, *numbers)
+        if bool(((nan == 0) | (nan == x[0].numel())).all()):
             return nan == 0, None
         seen = ~torch.isnan(x)
-    if seen is None:
-        return torch.ones(len(x), dtype=torch.bool), None
     return seen.flatten(1).any(dim=1), seen
 
 
 def _count_bad(x: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
     """Count NaN and inf of each row where they are said to be seen, two ``(N,)``."""
     nan, inf = torch.zeros((2, len(x)), dtype=torch.int64)
-    if x.dtype not in _FLOATS:
-        return nan, inf
-    for rows in chunks(len(x), tuple(x.shape[1:])):
+    for rows in chunks(len(x), tuple(x.shape[1:])) if x.dtype in _FLOATS else ():
         bad = ~torch.isfinite(x[rows])
         if seen is not None:
             bad &= seen[rows]
         if bool(bad.any()):
-            not_number = torch.isnan(x[rows]) & bad
-            nan[rows] = not_number.flatten(1).sum(dim=1)
+            nan[rows] = (torch.isnan(x[rows]) & bad).flatten(1).sum(dim=1)
             inf[rows] = bad.flatten(1).sum(dim=1) - nan[rows]
     return nan, inf
 
 
-def _counted(number: int, thing: str) -> str:
+def counted(number: int, thing: str) -> str:
+    """Return a number with its noun, ``"2 rows"``."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _refuse_bad(name: str, nan: Tensor, inf: Tensor, marked: bool) -> None:
     bad = nan + inf
     row = int(bad.nonzero()[0])
+    count = f"{counted(int(bad.sum()), 'such value')}, in {counted(int((bad > 0).sum()), 'row')}"
     kind = "inf" if bool(inf[row]) else "NaN"
-    count = f"{_counted(int(bad.sum()), 'such value')}, in {_counted(int((bad > 0).sum()), 'row')}"
-    if marked:
-        raise DataError(
-            f"modality {name!r}, row {row}: {kind} where the mask says observed ({count})"
-            "; mark it as missing in observed=, or pass no mask for this data, so that NaN"
-            " itself marks what is missing"
-        )
-    raise DataError(
-        f"modality {name!r}, row {row}: inf is neither a value nor a hole ({count})"
-        "; replace it by NaN if it means missing, or clip it"
+    rule = (
+        f"inf is neither a value nor a hole ({count}); replace it by NaN if it means missing, or"
     )
-
-
-def refuse_empty_rows(present: Tensor, ids: Ids | None = None) -> None:
-    """Refuse rows of which nothing is observed."""
-    empty = ~present.any(dim=1)
-    if bool(empty.any()):
-        row = int(empty.nonzero()[0])
-        who = f"row {row}" if ids is None else f"row {row} (id {ids[row]!s})"
-        raise DataError(
-            f"{who} has nothing observed in any modality"
-            f" ({_counted(int(empty.sum()), 'such row')}): a row needs something to learn from"
-            "; drop these rows, or pass allow_empty_rows=True"
+    rule += " clip it"
+    if marked:
+        rule = (
+            f"{kind} where the mask says observed ({count}); mark it as missing in observed=, or"
         )
+        rule += " pass no mask for this data, so that NaN itself marks what is missing"
+    raise DataError(f"modality {name!r}, row {row}: {rule}")
 
 
 def to_labels(labels: Any, rows: int) -> Tensor | None:
@@ -337,57 +277,14 @@ def to_labels(labels: Any, rows: int) -> Tensor | None:
     x = to_tensor("labels", labels, "pass numpy.unique(labels, return_inverse=True)[1]")
     if x.ndim == 0 or len(x) != rows:
         raise DataError(
-            f"labels: {_counted(len(x) if x.ndim else 1, 'label')} for {rows} rows; one per row"
+            f"labels: {counted(len(x) if x.ndim else 1, 'label')} for {rows} rows; one per row"
             " is needed: check that both were selected alike"
         )
-    if x.dtype in _FLOATS:
-        bad = (~torch.isfinite(x.flatten(1) if x.ndim > 1 else x[:, None])).any(dim=1)
-        if bool(bad.any()):
-            raise DataError(
-                f"labels: NaN or inf in row {int(bad.nonzero()[0])}"
-                f" ({_counted(int(bad.sum()), 'such row')}); every row needs a label: drop these"
-                " rows or give 'unknown' a code of its own, for example"
-                " numpy.nan_to_num(labels, nan=-1)"
-            )
-        return x.clone()
-    return x.to(torch.int64, copy=True)
-
-
-def to_ids(ids: Any, rows: int) -> Ids | None:
-    """Return identifiers ``(N,)`` as an array of numbers or text."""
-    if ids is None:
-        return None
-    found = np.asarray(ids)
-    if found.dtype.kind not in "iuUS":
-        found = found.astype(str)
-    if found.shape != (rows,):
-        raise DataError(f"ids: shape {found.shape}, expected ({rows},): one identifier per row")
-    return found
-
-
-def same_kind(first: Table, other: Table, number: int) -> None:
-    """Make sure that the rows of two tables can stand in one."""
-    who = f"concat: data set {number}"
-    known_names(who, other.names, first.names)
-    for name, column in first.columns.items():
-        if name not in other.columns:
-            raise DataError(
-                f"{who} has no modality {name!r}; all need the same modalities: add it with"
-                " NaN, which means missing"
-            )
-        theirs = other.columns[name]
-        if theirs.shape != column.shape or theirs.tensor.dtype != column.tensor.dtype:
-            raise DataError(
-                f"{who}, modality {name!r}: {theirs.tensor.dtype} of shape {theirs.shape} does"
-                f" not go with {column.tensor.dtype} of shape {column.shape}; cast or reshape"
-                " it first"
-            )
-    for what, mine, its in [("labels", first.labels, other.labels), ("ids", first.ids, other.ids)]:
-        if (mine is None) != (its is None):
-            raise DataError(f"concat: {what} in some of the data sets only; give all or none")
-    if (
-        first.labels is not None
-        and other.labels is not None
-        and (first.labels.shape[1:] != other.labels.shape[1:])
-    ):
-        raise DataError(f"{who}: labels of another shape per row; reshape them first")
+    bad = (~torch.isfinite(x)).reshape(rows, -1).any(dim=1)
+    if bool(bad.any()):
+        raise DataError(
+            f"labels: NaN or inf in row {int(bad.nonzero()[0])}"
+            f" ({counted(int(bad.sum()), 'such row')}); every row needs a label: drop these rows"
+            " or give 'unknown' a code of its own, for example numpy.nan_to_num(labels, nan=-1)"
+        )
+    return x.clone() if x.dtype in _FLOATS else x.to(torch.int64, copy=True)

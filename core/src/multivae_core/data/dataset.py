@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multivae_core.data import checks, holes, iterate, readers, selection
+from multivae_core.data import checks, holes, iterate, readers
 from multivae_core.data.batch import Batch
-from multivae_core.data.storage import Column, Ids, Table
+from multivae_core.data.storage import Ids, Table
 from multivae_core.data.summary import Summary, one_line, summarise
 from multivae_core.errors import DataError
 
@@ -27,13 +27,9 @@ class IncompleteDataset:
     (integers, bool and floats are legal; unsigned 16 to 64 bits become the next signed type,
     which reads such a memory-mapped file into memory).
 
-    What is missing:
-
-    * no mask: NaN is the mask, element by element; so without NaN a modality is complete. The
-      number of NaN is logged;
-    * ``present``: whole rows of a modality; NaN where it says True is an error;
-    * ``observed``: single elements; NaN or inf where it says True is an error. Modalities
-      without an entry follow the other rules. Given both, an entry is seen if both say so.
+    Without a mask NaN is the mask, element by element, and the number of NaN is logged. Where
+    ``present`` or ``observed`` says True, NaN and inf are errors; given both masks, an entry is
+    seen if both say so.
 
     Args:
         values: Modality name -> ``(N, *shape)`` tensor, array or array-like, in memory or
@@ -42,7 +38,6 @@ class IncompleteDataset:
             columns in the order of ``values``; True where seen.
         observed: Modality name -> ``(N, *shape)`` bool, for any of the modalities.
         labels: ``(N,)`` or ``(N, k)`` numbers; integers become int64.
-        ids: ``(N,)`` names of the rows, numbers or text.
         allow_empty_rows: Accept rows with nothing observed. They weigh 0 in every loss.
 
     Raises:
@@ -59,8 +54,6 @@ class IncompleteDataset:
         [[True, False], [True, True]]
     """
 
-    _table: Table
-
     def __init__(
         self,
         values: Mapping[str, Any],
@@ -68,37 +61,25 @@ class IncompleteDataset:
         present: Any = None,
         observed: Mapping[str, Any] | None = None,
         labels: Any = None,
-        ids: Any = None,
         allow_empty_rows: bool = False,
     ) -> None:
-        if not isinstance(values, Mapping):
-            raise DataError(
-                f"values is a {type(values).__name__}; modalities have names"
-                ": pass a mapping {'name': array, ...}"
-            )
-        names = checks.check_names(values)
+        names = checks.check_names("values", values)
         tensors = {name: checks.to_values(name, values[name]) for name in names}
         rows = checks.common_length(tensors)
-        columns = checks.present_masks(present, names, rows)
-        elements = checks.observed_masks(observed, tensors)
-        found = {
-            name: checks.modality_masks(name, x, columns.get(name), elements.get(name))
-            for name, x in tensors.items()
-        }
-        table = Table(
-            columns={name: Column(x) for name, x in tensors.items()},
-            present=torch.stack([rows_seen for rows_seen, _ in found.values()], dim=1),
-            observed={},
-            labels=checks.to_labels(labels, rows),
-            ids=checks.to_ids(ids, rows),
-        )
-        masks = {name: mask for name, (_, mask) in found.items() if mask is not None}
-        self._table = table.show(table.present, masks)
+        if present is not None and not isinstance(present, Mapping):
+            mask = checks.to_mask("present", present, (rows, len(names)))
+            present = dict(zip(names, mask.unbind(dim=1), strict=True))
+        columns = checks.to_masks("present", present, dict.fromkeys(names, (rows,)), every=True)
+        shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+        elements = checks.to_masks("observed", observed, shapes)
+        self._table = Table.of(tensors, columns, elements, labels, {})
         if not allow_empty_rows:
-            checks.refuse_empty_rows(self._table.present, self._table.ids)
+            self._table.refuse_empty_rows()
 
     @classmethod
-    def _of(cls, table: Table) -> IncompleteDataset:
+    def _of(cls, table: Table, allow_empty_rows: bool = True) -> IncompleteDataset:
+        if not allow_empty_rows:
+            table.refuse_empty_rows()
         data = cls.__new__(cls)
         data._table = table
         return data
@@ -112,7 +93,7 @@ class IncompleteDataset:
         labels: Any = None,
         allow_empty_rows: bool = False,
     ) -> IncompleteDataset:
-        """Align pandas tables by the identifiers of their rows.
+        """Align pandas tables by the identifiers of their rows, which `ids` keeps.
 
         A row that a table does not have is a missing modality; NaN is a missing element. Rows
         come in the order in which their identifiers first appear.
@@ -128,8 +109,7 @@ class IncompleteDataset:
             DataError: Duplicate or missing identifiers, columns that are not numbers, an
                 identifier without a label.
         """
-        table = readers.from_dataframes(tables, id_column, labels)
-        return cls._read(table, allow_empty_rows)
+        return cls._of(readers.from_dataframes(tables, id_column, labels), allow_empty_rows)
 
     @classmethod
     def from_folder(
@@ -138,7 +118,6 @@ class IncompleteDataset:
         *,
         modalities: Iterable[str] | None = None,
         id_column: str | None = None,
-        label_column: tuple[str, str] | None = None,
         allow_empty_rows: bool = False,
     ) -> IncompleteDataset:
         """Read one file per modality; ``.npy`` and ``.safetensors`` stay memory-mapped.
@@ -161,22 +140,13 @@ class IncompleteDataset:
             path: The folder.
             modalities: Which to read; None reads all.
             id_column: Column of the CSV files that holds the identifiers.
-            label_column: ``(modality, column)`` of a CSV file that holds the labels; it is
-                taken out of the modality.
             allow_empty_rows: Accept rows with nothing observed.
 
         Raises:
             DataError: Contents that break a rule.
             FileFormatError: A missing, damaged or pickled file.
         """
-        table = readers.from_folder(Path(path), modalities, id_column, label_column)
-        return cls._read(table, allow_empty_rows)
-
-    @classmethod
-    def _read(cls, table: Table, allow_empty_rows: bool) -> IncompleteDataset:
-        if not allow_empty_rows:
-            checks.refuse_empty_rows(table.present, table.ids)
-        return cls._of(table)
+        return cls._of(readers.from_folder(Path(path), modalities, id_column), allow_empty_rows)
 
     def __len__(self) -> int:
         """The number of rows N."""
@@ -218,7 +188,7 @@ class IncompleteDataset:
 
     @property
     def ids(self) -> Ids | None:
-        """``(N,)`` names of the rows, or None."""
+        """``(N,)`` the identifiers by which rows were aligned, numbers or text, or None."""
         return self._table.ids
 
     def missing_rates(self) -> dict[str, float]:
@@ -229,11 +199,7 @@ class IncompleteDataset:
     def moments(self, name: str) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (divisor n) of every feature over its observed entries.
 
-        Args:
-            name: The modality.
-
-        Returns:
-            Two float64 tensors of the modality's shape, both 0 where nothing is observed.
+        Both float64 and of the modality's shape, 0 where nothing is observed.
         """
         checks.known_names("moments", [name], self.names)
         return self._table.moments(name)
@@ -251,7 +217,7 @@ class IncompleteDataset:
         Returns:
             Copies of the rows; ``batch.index`` holds their numbers in this data set.
         """
-        return self._table.read(selection.to_rows(index, len(self)))
+        return self._table.read(iterate.to_rows(index, len(self)))
 
     def batches(
         self,
@@ -260,50 +226,27 @@ class IncompleteDataset:
         shuffle: bool = False,
         seed: int = 0,
         epoch: int = 0,
-        start: int = 0,
-        drop_last: bool = False,
         workers: int = 0,
     ) -> Iterator[Batch]:
-        """Iterate over one epoch; see `multivae_core.data.iterate.row_batches`.
+        """Iterate over one epoch, in an order that depends on (N, seed, epoch) alone.
 
-        Args:
-            batch_size: Rows per batch; the last one may be smaller.
-            shuffle: Mix the rows; the order depends on (N, seed, epoch) alone.
-            seed: Seed of the order.
-            epoch: Which epoch.
-            start: Batches to leave out at the beginning, to go on inside an epoch.
-            drop_last: Leave out a last batch that is not full.
-            workers: Processes that read ahead; 0 reads here.
+        The last batch may be smaller; ``workers`` are processes that read ahead (0 reads here).
         """
-        plan = iterate.row_batches(
-            len(self),
-            batch_size,
-            shuffle=shuffle,
-            seed=seed,
-            epoch=epoch,
-            start=start,
-            drop_last=drop_last,
-        )
+        plan = iterate.row_batches(len(self), batch_size, shuffle=shuffle, seed=seed, epoch=epoch)
         return self.fetch(plan, workers)
 
     def fetch(self, plan: Iterable[Tensor], workers: int = 0) -> Iterator[Batch]:
-        """Read the batches of a plan of one's own.
-
-        Args:
-            plan: Row numbers of each batch, ``(B,)`` int64; not checked.
-            workers: Processes that read ahead; 0 reads here.
-        """
+        """Read the batches of a plan: row numbers of each, ``(B,)`` int64, not checked."""
         return iterate.fetch(self._table.read, plan, workers)
 
     def restrict(self, visible: Iterable[str] | Any) -> IncompleteDataset:
         """Return the data as if only these had been seen; rows, order and count are kept.
 
         Args:
-            visible: Names of modalities, or an ``(N, M)`` bool mask. What is missing already
-                stays missing; rows may become empty.
+            visible: Names of modalities, or an ``(N, M)`` bool mask. Rows may become empty.
         """
-        mask = selection.visible_mask(visible, self.names, len(self))
-        return self._of(self._table.show(self.present & mask, self._table.observed))
+        present = checks.still_visible(visible, self.names, self.present)
+        return self._of(self._table.show(present, self._table.observed))
 
     def hide(
         self,
@@ -329,30 +272,19 @@ class IncompleteDataset:
                 visible; ``"mnar"``, depending on the values that are hidden (a row's mean
                 standardised value, or each standardised element).
             level: ``"modality"`` hides all of a modality in a row, ``"element"`` single
-                elements.
+                elements (of one-hot data too, where a category with a hidden one is unseen).
             depends_on: For MAR: ``"labels"`` (the default) or a modality without holes, which
                 is then not hidden itself.
             strength: For MAR and MNAR: change of the log-odds of being hidden per standard
                 deviation of what it depends on; negative values hide the low ones.
-            keep_one: At modality level, leave every row one modality of those that it has;
-                rates are still met, or refused if they cannot be.
+            keep_one: At modality level, give a row that would lose everything one modality
+                back, at random; the realised rates are lower by that much.
 
         Raises:
             DataError: An unknown option, or one that the data do not allow.
         """
-        if mechanism == "mar" and depends_on is None:
-            depends_on = "labels"
-        spared = None if depends_on == "labels" else depends_on
-        options = holes.Holes(
-            rates=holes.to_rates(rate, self.names, spared),
-            mechanism=mechanism,
-            level=level,
-            seed=checks.whole_number("hide: seed", seed),
-            depends_on=depends_on,
-            strength=strength,
-            keep_one=keep_one,
-        )
-        return self._of(holes.hide(self._table, options))
+        options = mechanism, level, depends_on, strength, keep_one
+        return self._of(holes.hide(self._table, rate, seed, *options))
 
     def subset(self, index: Any) -> IncompleteDataset:
         """Return the data set of these rows, numbered 0, 1, ... anew; values are shared.
@@ -360,22 +292,19 @@ class IncompleteDataset:
         Args:
             index: Row numbers, repeated ones included, a bool mask ``(N,)`` or a slice.
         """
-        rows = selection.to_rows(index, len(self))
+        rows = iterate.to_rows(index, len(self))
         if len(rows) == 0:
             raise DataError("subset: no rows were selected; a data set needs at least one")
         return self._of(self._table.take(rows))
 
-    def split(
-        self, *parts: float, seed: int = 0, stratify: str | None = None
-    ) -> tuple[IncompleteDataset, ...]:
+    def split(self, *parts: float, seed: int = 0) -> tuple[IncompleteDataset, ...]:
         """Deal the rows to several data sets at random, each in the order of the rows.
 
         Args:
             *parts: Shares (floats) or counts (integers); what they leave over is the last part.
             seed: Seed of the choice.
-            stratify: ``"labels"`` keeps the shares of the labels in every part.
         """
-        rows = selection.split_rows(len(self), parts, seed, stratify, self.labels)
+        rows = iterate.split_rows(len(self), parts, seed)
         return tuple(self._of(self._table.take(part)) for part in rows)
 
     def concat(self, *others: IncompleteDataset) -> IncompleteDataset:
@@ -386,12 +315,8 @@ class IncompleteDataset:
         Raises:
             DataError: Other modalities, shapes or types, or labels or ids in some only.
         """
-        tables = [self._table]
         for number, other in enumerate(others, start=1):
             if not isinstance(other, IncompleteDataset):
-                raise DataError(
-                    f"concat: item {number} is a {type(other).__name__}; pass data sets"
-                )
-            checks.same_kind(self._table, other._table, number)
-            tables.append(other._table)
-        return self._of(Table.join(tables))
+                kind = type(other).__name__
+                raise DataError(f"concat: item {number} is a {kind}; pass data sets")
+        return self._of(Table.join([self._table, *(other._table for other in others)]))

@@ -4,36 +4,54 @@ from __future__ import annotations
 
 import csv
 import importlib
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from multivae_core.data import checks
-from multivae_core.data.align import Labels, Source, align
-from multivae_core.data.storage import Table
+from multivae_core.data.storage import Ids, Table
 from multivae_core.errors import DataError, FileFormatError
 
 __all__ = ["from_dataframes", "from_folder"]
+
+logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".csv", ".npy", ".safetensors")
 _MISSING = {"", "na", "nan", "null", "none"}
 _LABELS = "labels"
 
+Numbers = np.ndarray[Any, Any]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Source:
+    """A modality ``(R, *shape)``, or the labels, with identifiers and masks if files have them."""
+
+    name: str
+    values: Any
+    ids: Sequence[Any] | None
+    present: Tensor | None = None
+    observed: Tensor | None = None
+
 
 def from_dataframes(tables: Mapping[str, Any], id_column: str | None, labels: Any) -> Table:
     """Align tables by identifier; see `IncompleteDataset.from_dataframes`."""
-    pandas = _pandas()
-    if not isinstance(tables, Mapping):
+    try:
+        pandas: Any = importlib.import_module("pandas")
+    except ImportError as err:
         raise DataError(
-            f"tables is a {type(tables).__name__}; modalities have names: pass a mapping"
-            " {'name': frame, ...}"
-        )
-    names = checks.check_names(tables)
+            "from_dataframes needs pandas, which is not installed"
+            ": pip install 'multivae-core[dataframes]'"
+        ) from err
+    names = checks.check_names("tables", tables)
     sources = [_frame(pandas, name, tables[name], id_column) for name in names]
     if labels is None:
         return align(sources, None)
@@ -44,17 +62,8 @@ def from_dataframes(tables: Mapping[str, Any], id_column: str | None, labels: An
             f"labels is a {type(labels).__name__}; rows are aligned by identifier: pass a Series"
             " indexed by it, or a mapping identifier -> number"
         )
-    return align(sources, Labels(values=labels.to_numpy(), ids=labels.index.tolist()))
-
-
-def _pandas() -> Any:
-    try:
-        return importlib.import_module("pandas")
-    except ImportError as err:
-        raise DataError(
-            "from_dataframes needs pandas, which is not installed"
-            ": pip install 'multivae-core[dataframes]'"
-        ) from err
+    codes = Source(name=_LABELS, values=labels.to_numpy(), ids=labels.index.tolist())
+    return align(sources, codes)
 
 
 def _frame(pandas: Any, name: str, table: Any, id_column: str | None) -> Source:
@@ -63,17 +72,15 @@ def _frame(pandas: Any, name: str, table: Any, id_column: str | None) -> Source:
             f"modality {name!r} is a {type(table).__name__}; from_dataframes takes DataFrames"
             ": wrap it in pandas.DataFrame(values, index=ids)"
         )
-    if id_column is None:
-        keys = table.index
-    elif id_column in table.columns:
-        keys = table[id_column]
-        table = table.drop(columns=[id_column])
-    else:
-        raise DataError(
-            f"modality {name!r} has no column {id_column!r}; id_column is in every table: set it"
-            " with table.reset_index(), or use the index (id_column=None) in all"
-        )
-    ids = [None if lost else key for key, lost in zip(keys.tolist(), keys.isna(), strict=True)]
+    if id_column is not None:
+        if id_column not in table.columns:
+            raise DataError(
+                f"modality {name!r} has no column {id_column!r}; id_column is in every table: set"
+                " it with table.reset_index(), or use the index (id_column=None) in all"
+            )
+        table = table.set_index(id_column)
+    lost = table.index.isna()
+    ids = [None if gone else key for key, gone in zip(table.index.tolist(), lost, strict=True)]
     for column, kind in zip(table.columns, table.dtypes, strict=True):
         if not pandas.api.types.is_numeric_dtype(kind):
             raise DataError(
@@ -86,40 +93,10 @@ def _frame(pandas: Any, name: str, table: Any, id_column: str | None) -> Source:
     return _source(name, table.to_numpy(dtype=common, **missing), ids)
 
 
-def from_folder(
-    path: Path,
-    modalities: Iterable[str] | None,
-    id_column: str | None,
-    label_column: tuple[str, str] | None,
-) -> Table:
+def from_folder(path: Path, modalities: Iterable[str] | None, id_column: str | None) -> Table:
     """Read a folder, one file per modality; see `IncompleteDataset.from_folder`."""
     files = _files(path)
     labels_file = files.pop(_LABELS, None)
-    files = _chosen(path, files, modalities)
-    checks.check_names(files)
-    if label_column is not None and label_column[0] not in files:
-        raise DataError(
-            f"label_column names modality {label_column[0]!r}, which is not read; the folder"
-            f" gives {', '.join(files)}: use (modality, column)"
-        )
-    sources, labels = [], None
-    for name, file in files.items():
-        wanted = label_column[1] if label_column and label_column[0] == name else None
-        source, found = _read_file(name, file, id_column, wanted)
-        sources.append(source)
-        labels = found or labels
-    if labels_file is not None:
-        if labels is not None:
-            raise DataError(
-                f"{labels_file.name} and label_column both give labels; leave one of them out"
-            )
-        labels = _labels_file(labels_file, id_column)
-    return align(sources, labels)
-
-
-def _chosen(
-    path: Path, files: dict[str, Path], modalities: Iterable[str] | None
-) -> dict[str, Path]:
     if modalities is not None:
         names = [modalities] if isinstance(modalities, str) else list(modalities)
         for name in names:
@@ -134,7 +111,15 @@ def _chosen(
             f"no modalities in {path}: a folder has one file per modality, name.csv, name.npy or"
             " name.safetensors"
         )
-    return files
+    checks.check_names("files", files)
+    sources = [_source(name, *_read(file, id_column)) for name, file in files.items()]
+    if labels_file is None:
+        return align(sources, None)
+    codes, ids, *_ = _read(labels_file, id_column)
+    if labels_file.suffix == ".csv":  # whole numbers as integers, so that classes stay classes
+        codes = codes[:, 0] if codes.shape[1] == 1 else codes
+        codes = codes.astype(np.int64) if (codes == np.round(codes)).all() else codes
+    return align(sources, Source(name=_LABELS, values=codes, ids=ids))
 
 
 def _files(path: Path) -> dict[str, Path]:
@@ -143,46 +128,35 @@ def _files(path: Path) -> dict[str, Path]:
         raise FileFormatError(f"{path} is not a folder; give the folder that holds the files")
     files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
-        name = file.name.removesuffix(file.suffix)
-        if file.suffix not in _SUFFIXES or name.endswith((".present", ".observed")):
+        if file.suffix not in _SUFFIXES or file.stem.endswith((".present", ".observed")):
             continue
-        if name in files:
+        if file.stem in files:
             raise DataError(
-                f"modality {name!r} has two files, {files[name].name} and {file.name}; one file"
-                " per modality: remove or rename one"
+                f"modality {file.stem!r} has two files, {files[file.stem].name} and {file.name}"
+                "; one file per modality: remove or rename one"
             )
-        files[name] = file
+        files[file.stem] = file
     return files
 
 
-def _read_file(
-    name: str, file: Path, id_column: str | None, label_column: str | None
-) -> tuple[Source, Labels | None]:
+def _read(file: Path, id_column: str | None) -> tuple[Any, list[str] | None, Any, Any]:
+    """Return values, identifiers, ``present`` and ``observed`` of a file and those beside it."""
     if file.suffix == ".csv":
-        numbers, ids, labels = _csv(file, id_column, label_column)
-        return _source(name, numbers, ids), labels
-    if label_column is not None:
-        raise DataError(
-            f"label_column: {file.name} has no named columns; put the labels into labels.npy"
-        )
-    ids = _ids_file(name, file)
-    if file.suffix == ".npy":
-        masks = {
-            kind: _npy(mask) if (mask := file.with_name(f"{name}.{kind}.npy")).exists() else None
-            for kind in ("present", "observed")
-        }
-        return _source(name, _npy(file), ids, **masks), None
-    tensors = _safetensors(file)
-    values = tensors.pop("values")
-    return _source(name, values, ids, tensors.get("present"), tensors.get("observed")), None
+        return *_csv(file, id_column), None, None
+    lines = file.with_suffix(".ids.txt")
+    ids = None
+    if lines.exists():
+        ids = [line.strip() for line in lines.read_text(encoding="utf-8").splitlines()]
+    if file.suffix == ".safetensors":
+        tensors = _safetensors(file)
+        return tensors["values"], ids, tensors.get("present"), tensors.get("observed")
+    masks = [file.with_suffix(f".{kind}.npy") for kind in ("present", "observed")]
+    present, observed = (_npy(mask) if mask.exists() else None for mask in masks)
+    return _npy(file), ids, present, observed
 
 
 def _source(
-    name: str,
-    array: Any,
-    ids: Sequence[Any] | None,
-    present: Any = None,
-    observed: Any = None,
+    name: str, array: Any, ids: Sequence[Any] | None, present: Any = None, observed: Any = None
 ) -> Source:
     """Check one modality by itself."""
     x = checks.to_values(name, array)
@@ -191,15 +165,16 @@ def _source(
             f"modality {name!r} has {len(x)} rows and {len(ids)} identifiers; one per row is"
             " needed: correct the list of identifiers"
         )
-    columns = checks.present_masks(None if present is None else {name: present}, (name,), len(x))
-    elements = checks.observed_masks(None if observed is None else {name: observed}, {name: x})
-    seen, partly = checks.modality_masks(name, x, columns.get(name), elements.get(name))
-    return Source(name=name, values=x, present=seen, observed=partly, ids=ids)
+    if present is not None:
+        present = checks.to_mask(f"present[{name!r}]", present, (len(x),))
+    if observed is not None:
+        observed = checks.to_mask(f"observed[{name!r}]", observed, tuple(x.shape))
+    return Source(name=name, values=x, ids=ids, present=present, observed=observed)
 
 
-def _npy(file: Path) -> np.ndarray[Any, Any]:
+def _npy(file: Path) -> Numbers:
     try:
-        array: np.ndarray[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+        array: Numbers = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as err:
         raise FileFormatError(
             f"{file} cannot be read as a .npy file of numbers ({err}); pickled objects are"
@@ -212,14 +187,12 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
     """Read ``values`` and masks; tensors are mapped from the file, not copied."""
     try:
         with safe_open(file, framework="pt") as opened:
-            names = list(opened.keys())
-            tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in names}
+            tensors: dict[str, Tensor] = {n: opened.get_tensor(n) for n in list(opened.keys())}
     except (SafetensorError, OSError) as err:
         raise FileFormatError(
             f"{file} cannot be read as safetensors ({err}); write it anew"
         ) from err
-    unknown = sorted(set(tensors) - {"values", "present", "observed"})
-    if unknown or "values" not in tensors:
+    if "values" not in tensors or not set(tensors) <= {"values", "present", "observed"}:
         raise FileFormatError(
             f"{file} holds the tensors {', '.join(sorted(tensors)) or '(none)'}; a modality has"
             " 'values' and optionally 'present' and 'observed': rename them"
@@ -227,94 +200,144 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _csv(
-    file: Path, id_column: str | None, label_column: str | None
-) -> tuple[np.ndarray[Any, Any], list[str] | None, Labels | None]:
-    """Read numbers ``(R, columns)``, identifiers and labels."""
+def _csv(file: Path, id_column: str | None) -> tuple[Numbers, list[str] | None]:
+    """Read numbers ``(R, columns)`` and identifiers."""
     with file.open(encoding="utf-8-sig", newline="") as stream:
         header, *rows = [row for row in csv.reader(stream) if row] or [[]]
-    _check_header(file, header, [c for c in (id_column, label_column) if c is not None])
+    _check_header(file.name, header, id_column)
     for line, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise DataError(
                 f"{file.name}, line {line}: {len(row)} cells under {len(header)} columns; every"
                 " line needs one cell per column: correct the file"
             )
-    numbers = {
-        column: _numbers(file, column, [row[i] for row in rows])
-        for i, column in enumerate(header)
-        if column != id_column
-    }
+    columns = [place for place, column in enumerate(header) if column != id_column]
+    numbers = [
+        _number(row[place], file, line, header[place])
+        for line, row in enumerate(rows, start=2)
+        for place in columns
+    ]
     ids = None
     if id_column is not None:
-        place = header.index(id_column)
-        ids = [row[place].strip() for row in rows]
-    labels = None
-    if label_column is not None:
-        labels = Labels(values=_codes(numbers.pop(label_column)), ids=ids)
-    if not numbers:
-        raise DataError(
-            f"{file.name} has no columns of numbers; a modality needs at least one: add columns"
-            " or leave the file out"
-        )
-    return np.stack(list(numbers.values()), axis=1), ids, labels
+        ids = [row[header.index(id_column)].strip() for row in rows]
+    return np.array(numbers).reshape(len(rows), len(columns)), ids
 
 
-def _check_header(file: Path, header: list[str], needed: list[str]) -> None:
-    for column in needed:
-        if column not in header:
-            raise DataError(
-                f"{file.name} has no column {column!r}; its columns are"
-                f" {', '.join(header[:8])}{', ...' if len(header) > 8 else ''}: use one of these"
-            )
-    for column in header:
-        if column == "" and column not in needed:
-            raise DataError(
-                f"{file.name} has a column without a name, perhaps the index of a data frame"
-                "; pass id_column='' if it holds identifiers, or write the file without it"
-            )
-        if header.count(column) > 1:
-            raise DataError(
-                f"{file.name} has two columns named {column!r}; names stand once: rename one"
-            )
+def _check_header(name: str, header: list[str], id_column: str | None) -> None:
+    twice = [column for column in header if header.count(column) > 1]
+    shown = ", ".join(header[:8]) + (", ..." if len(header) > 8 else "")
+    rules = (
+        (id_column is not None and id_column not in header,
+         f"has no column {id_column!r}; its columns are {shown}: use one of these"),
+        ("" in header and id_column != "",
+         "has a column without a name, perhaps the index of a data frame; pass id_column='' if"
+         " it holds identifiers, or write the file without it"),
+        (bool(twice), f"has two columns named {''.join(twice[:1])!r}; names stand once: rename"
+         " one"),
+        (not set(header) - {id_column},
+         "has no columns of numbers; a modality needs at least one: add columns or leave the"
+         " file out"),
+    )  # fmt: skip
+    for broken, message in rules:
+        if broken:
+            raise DataError(f"{name} {message}")
 
 
-def _numbers(file: Path, column: str, cells: list[str]) -> np.ndarray[Any, Any]:
+def _number(cell: str, file: Path, line: int, column: str) -> float:
+    text = cell.strip()
     try:
-        return np.array([math.nan if c.strip().lower() in _MISSING else float(c) for c in cells])
+        return math.nan if text.lower() in _MISSING else float(text)
     except ValueError:
-        line = next(i for i, c in enumerate(cells, start=2) if not _is_number(c))
         raise DataError(
-            f"{file.name}, line {line}, column {column!r}: {cells[line - 2]!r} is not a number"
-            "; if the column holds identifiers, pass id_column=; if categories, turn them into"
-            " one-hot columns (pandas.get_dummies) and use from_dataframes"
+            f"{file.name}, line {line}, column {column!r}: {cell!r} is not a number; if the column"
+            " holds identifiers, pass id_column=; if categories, turn them into one-hot columns"
+            " (pandas.get_dummies) and use from_dataframes"
         ) from None
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return cell.strip().lower() in _MISSING
-    return True
+def align(sources: Sequence[Source], labels: Source | None) -> Table:
+    """Bring modalities to common rows, in the order in which identifiers first appear.
+
+    Without identifiers, row i is the same subject everywhere.
+    """
+    tensors = {source.name: source.values for source in sources}
+    named = [source.name for source in sources if source.ids is not None]
+    codes = None if labels is None else labels.values
+    places: dict[str, Tensor] = {}
+    ids: Ids | None = None
+    if named:
+        for source in sources:
+            if source.ids is None:
+                raise DataError(
+                    f"modality {source.name!r} has no row identifiers and {named[0]!r} has"
+                    "; rows are aligned by identifiers in all tables or in none: add them"
+                )
+        known = {s.name: _places(f"modality {s.name!r}", s.ids or ()) for s in sources}
+        _same_kind(known)
+        order = list(dict.fromkeys(key for place in known.values() for key in place))
+        shared = sum(all(key in place for place in known.values()) for key in order)
+        text = "aligned %d rows by id, %d of them in all %d tables"
+        logger.info(text, len(order), shared, len(known))
+        places = {
+            name: torch.tensor([place.get(key, -1) for key in order])
+            for name, place in known.items()
+        }
+        ids = np.asarray(order)
+        ids = ids if ids.dtype.kind in "iuUS" else ids.astype(str)
+        codes = None if labels is None else _labels_by_id(labels, order)
+    else:
+        checks.common_length(tensors)
+        if labels is not None and labels.ids is not None:
+            raise DataError(
+                "the labels have row identifiers and the modalities have none: add them there,"
+                " or leave them out here"
+            )
+    present = {s.name: s.present for s in sources if s.present is not None}
+    observed = {s.name: s.observed for s in sources if s.observed is not None}
+    return Table.of(tensors, present, observed, codes, places, ids)
 
 
-def _labels_file(file: Path, id_column: str | None) -> Labels:
-    if file.suffix == ".csv":
-        numbers, ids, _ = _csv(file, id_column, None)
-        return Labels(values=_codes(numbers[:, 0] if numbers.shape[1] == 1 else numbers), ids=ids)
-    values = _npy(file) if file.suffix == ".npy" else _safetensors(file)["values"]
-    return Labels(values=values, ids=_ids_file(_LABELS, file))
+def _places(what: str, ids: Sequence[Any]) -> dict[Any, int]:
+    """Identifier -> row number, after refusing missing and repeated ones."""
+    place: dict[Any, int] = {}
+    for row, key in enumerate(ids):
+        if key is None or key == "" or key != key:
+            raise DataError(f"{what}, row {row}: no identifier; every row needs one: fill it in")
+        if key in place:
+            raise DataError(
+                f"{what}: identifier {key!r} stands in rows {place[key]} and {row}; rows are"
+                " aligned by it, so it may stand once: drop or merge the repeated rows"
+            )
+        place[key] = row
+    return place
 
 
-def _ids_file(name: str, file: Path) -> list[str] | None:
-    lines = file.with_name(f"{name}.ids.txt")
-    if not lines.exists():
-        return None
-    return [line.strip() for line in lines.read_text(encoding="utf-8").splitlines()]
+def _same_kind(places: dict[str, dict[Any, int]]) -> None:
+    kinds = {
+        name: "/".join(sorted({"text" if isinstance(k, str) else type(k).__name__ for k in place}))
+        for name, place in places.items()
+    }
+    (first, kind), *others = kinds.items()
+    for name, other in others:
+        if other != kind:
+            raise DataError(
+                f"identifiers of {name!r} are {other} and those of {first!r} {kind}, so no row"
+                " would match; convert them to one type, for example by"
+                " table.index.astype(str)"
+            )
 
 
-def _codes(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Whole numbers as integers, so that classes stay classes."""
-    whole = np.isfinite(numbers).all() and (numbers == np.round(numbers)).all()
-    return numbers.astype(np.int64) if whole else numbers
+def _labels_by_id(labels: Source, order: list[Any]) -> Any:
+    if labels.ids is None:
+        raise DataError(
+            "the labels have no row identifiers, and rows are aligned by identifiers: pass"
+            " a Series indexed by them, or a CSV file with the id column"
+        )
+    place = _places("labels", labels.ids)
+    for key in order:
+        if key not in place:
+            raise DataError(
+                f"labels: no label for row {key!r}; every row needs one: add it, drop the row,"
+                " or give 'unknown' a code of its own"
+            )
+    return np.asarray(labels.values)[[place[key] for key in order]]

@@ -16,15 +16,7 @@ _SHOWN = 8  # patterns, or modalities of the one-line form
 
 @attrs.frozen(kw_only=True)
 class ModalitySummary:
-    """One line of the table.
-
-    Args:
-        name: The modality.
-        shape: Shape of one row's value.
-        dtype: Name of the type.
-        missing: Share of rows without the modality.
-        holes: Share of elements that are missing inside rows that have the modality.
-    """
+    """One modality: share of rows without it, and of elements missing in the other rows."""
 
     name: str
     shape: tuple[int, ...]
@@ -37,11 +29,8 @@ class ModalitySummary:
 class Summary:
     """What is in a data set; prints as a table.
 
-    Args:
-        rows: Number of rows.
-        modalities: One entry per modality.
-        labels: What the labels are, or "none".
-        patterns: Which modalities are seen together and in how many rows, most frequent first.
+    ``patterns`` lists which modalities are seen together and in how many rows, most frequent
+    first.
     """
 
     rows: int
@@ -51,79 +40,70 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the table as plain lists, numbers and text, for JSON."""
-        plain: dict[str, Any] = attrs.asdict(self)
-        return plain
+        return attrs.asdict(self)
 
     def __str__(self) -> str:
         """Format as aligned text."""
-        cells = [("modality", "shape", "dtype", "missing", "holes")]
-        cells += [
-            (m.name, str(m.shape), m.dtype, f"{m.missing:.1%}", f"{m.holes:.1%}")
+        width = max(8, *(len(m.name) for m in self.modalities))
+        lines = [
+            f"{self.rows:,} rows, labels: {self.labels}",
+            f"{'modality':<{width}}  {'shape':<14}  {'dtype':<8}  missing   holes",
+        ]
+        lines += [
+            f"{m.name:<{width}}  {m.shape!s:<14}  {m.dtype:<8}  {m.missing:>7.1%}  {m.holes:>6.1%}"
             for m in self.modalities
         ]
-        width = [max(len(row[i]) for row in cells) for i in range(5)]
-        lines = [f"{self.rows:,} rows, labels: {self.labels}"]
-        lines += [
-            f"{a:<{width[0]}}  {b:<{width[1]}}  {c:<{width[2]}}  {d:>{width[3]}}  {e:>{width[4]}}"
-            for a, b, c, d, e in cells
-        ]
         lines.append("seen together" if len(self.patterns) > 1 else "seen together (always)")
-        lines += [
-            f"{count:>8,}  {' '.join(names) or '(nothing)'}"
-            for names, count in self.patterns[:_SHOWN]
-        ]
-        rest = self.patterns[_SHOWN:]
-        if rest:
-            lines.append(f"{sum(count for _, count in rest):>8,}  in {len(rest)} other patterns")
+        lines += [f"{n:>8,}  {' '.join(p) or '(nothing)'}" for p, n in self.patterns[:_SHOWN]]
+        if rest := self.patterns[_SHOWN:]:
+            lines.append(f"{sum(n for _, n in rest):>8,}  in {len(rest)} other patterns")
         return "\n".join(lines)
 
 
 def summarise(table: Table) -> Summary:
     """Count what a table holds."""
-    missing = (~table.present).double().mean(dim=0).tolist()
-    modalities = tuple(
-        ModalitySummary(
-            name=name,
-            shape=column.shape,
-            dtype=str(column.tensor.dtype).removeprefix("torch."),
-            missing=missing[number],
-            holes=_holes(table, name, number),
+    names, modalities = table.names, []
+    for number, (name, column) in enumerate(table.columns.items()):
+        rows, mask = table.present[:, number], table.observed.get(name)
+        modalities.append(
+            ModalitySummary(
+                name=name,
+                shape=column.shape,
+                dtype=_word(column.tensor.dtype),
+                missing=float((~rows).double().mean()),
+                holes=0.0 if mask is None else float(1.0 - mask[rows].double().mean()),
+            )
         )
-        for number, (name, column) in enumerate(table.columns.items())
-    )
     patterns, counts = torch.unique(table.present, dim=0, return_counts=True)
     order = counts.argsort(descending=True, stable=True)
-    named = tuple(
-        (tuple(n for n, seen in zip(table.names, row, strict=True) if seen), count)
-        for row, count in zip(patterns[order].tolist(), counts[order].tolist(), strict=True)
+    together = [
+        tuple(name for name, seen in zip(names, row, strict=True) if seen)
+        for row in patterns[order].tolist()
+    ]
+    return Summary(
+        rows=table.size,
+        modalities=tuple(modalities),
+        labels=_labels(table.labels),
+        patterns=tuple(zip(together, counts[order].tolist(), strict=True)),
     )
-    return Summary(rows=table.size, modalities=modalities, labels=_labels(table), patterns=named)
 
 
 def one_line(table: Table) -> str:
     """Describe a table in one line."""
-    parts = [
-        f"{name} {column.shape} {str(column.tensor.dtype).removeprefix('torch.')}"
-        for name, column in list(table.columns.items())[:_SHOWN]
-    ]
-    if len(table.columns) > _SHOWN:
-        parts.append(f"and {len(table.columns) - _SHOWN} more")
+    parts = [f"{n} {c.shape} {_word(c.tensor.dtype)}" for n, c in table.columns.items()]
+    if more := parts[_SHOWN:]:
+        parts[_SHOWN:] = [f"and {len(more)} more"]
     missing = float((~table.present).double().mean())
     return f"IncompleteDataset({table.size:,} rows; {', '.join(parts)}; {missing:.1%} missing)"
 
 
-def _holes(table: Table, name: str, number: int) -> float:
-    if name not in table.observed:
-        return 0.0
-    rows = table.present[:, number]
-    return float(1.0 - table.observed[name][rows].double().mean())
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def _labels(table: Table) -> str:
-    labels = table.labels
+def _labels(labels: torch.Tensor | None) -> str:
     if labels is None:
         return "none"
-    kind = str(labels.dtype).removeprefix("torch.")
     if labels.ndim > 1:
-        return f"{kind} of shape {tuple(labels.shape[1:])} per row"
-    return f"{kind}, {len(torch.unique(labels))} different values"
+        return f"{_word(labels.dtype)} of shape {tuple(labels.shape[1:])} per row"
+    return f"{_word(labels.dtype)}, {len(torch.unique(labels))} different values"

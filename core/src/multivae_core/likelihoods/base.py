@@ -11,23 +11,12 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from multivae_core.errors import ConfigError
+from multivae_core.errors import ConfigError, DataError
 from multivae_core.noise import NoiseSource
 
 __all__ = [
-    "Likelihood",
-    "LikelihoodHead",
-    "PositiveParameter",
-    "above",
-    "below",
-    "number_or",
-    "sum_event",
-]
-
-
-def sum_event(terms: Tensor, ndim: int) -> Tensor:
-    """Sum over the last ``ndim`` axes; over none when ``ndim`` is 0."""
-    return terms.sum(tuple(range(-ndim, 0))) if ndim else terms
+    "Likelihood", "LikelihoodHead", "PositiveParameter", "Rule", "number_above",
+]  # fmt: skip
 
 
 class Likelihood(ABC):
@@ -78,12 +67,12 @@ class Likelihood(ABC):
         if observed is None:
             terms = self._terms(x)
             size = math.prod(terms.shape[terms.ndim - ndim :])
-            return self._finish(sum_event(terms, ndim), terms.new_full((), size))
+            return self._finish(_sum(terms, ndim), terms.new_full((), size))
         # selected on the way in as well: the gradient of a masked NaN is 0 * NaN
         terms = self._terms(torch.where(observed, x, 0.0))
         seen = observed.all(-1) if self._class_axes else observed
         terms = torch.where(seen, terms, 0.0)
-        return self._finish(sum_event(terms, ndim), sum_event(seen.to(terms.dtype), ndim))
+        return self._finish(_sum(terms, ndim), _sum(seen.to(terms.dtype), ndim))
 
     @abstractmethod
     def _terms(self, x: Tensor) -> Tensor:
@@ -103,17 +92,6 @@ class Likelihood(ABC):
     def variance(self) -> Tensor:
         """The variance of every element, ``(..., *shape)``."""
 
-    @property
-    def stddev(self) -> Tensor:
-        """The standard deviation of every element, ``(..., *shape)``."""
-        return self.variance.sqrt()
-
-    @property
-    @abstractmethod
-    def mode(self) -> Tensor:
-        """The most probable value, ``(..., *shape)``; a categorical gives it one-hot."""
-
-    @abstractmethod
     def sample(self, noise: NoiseSource, name: Hashable) -> Tensor:
         """Draw ``(..., *shape)``: a row's draw depends on that row's uniforms only.
 
@@ -121,12 +99,14 @@ class Likelihood(ABC):
             noise: Source of random numbers; the leading axes must be ``(n, B)``.
             name: Name of the draw.
         """
+        return self.quantile(noise.uniform(name, tuple(self.mean.shape)))
 
     @abstractmethod
-    def quantile(self, p: float) -> Tensor:
+    def quantile(self, p: float | Tensor) -> Tensor:
         """Return the p-quantile of every element, ``(..., *shape)``, for 0 < p < 1.
 
-        For whole numbers it is the smallest value whose distribution function reaches p.
+        For whole numbers it is the smallest value whose distribution function reaches p, which
+        may be a tensor ``(..., *shape)`` there.
         """
 
     def typical(self, mean: Tensor, samples: Tensor) -> Tensor:
@@ -155,23 +135,51 @@ class Likelihood(ABC):
         return self
 
 
-class LikelihoodHead(nn.Module, ABC):
+@attrs.frozen
+class Rule:
+    """What measurements must be, how that reads after the name of a likelihood, what helps."""
+
+    broken: Callable[[Tensor], Tensor]  # where (R, *shape) values break it, of the same shape
+    text: str
+    remedy: str
+    class_axis: bool = False  # whether the last axis is judged as a whole
+
+
+class LikelihoodHead(nn.Module):
     """Turns what a decoder emits into a `Likelihood`, and owns the parameters shared by all rows.
 
     A subclass names itself, says by which rule it judges data, and builds the likelihood.
 
     Args:
+        config: Options.
         shape: Shape of the modality.
     """
 
     name: ClassVar[str]  # of the registry, for messages
+    result: ClassVar[Callable[..., Likelihood]]
     n_params: int = 1
+    rule: ClassVar[Rule | None] = None  # None: real numbers, whose scale may be changed
     real_valued: ClassVar[bool] = False
+    counts: ClassVar[bool] = False
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, config: object, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape = tuple(shape)
         self.event_ndim = len(self.shape)
+
+    def forward(self, params: Tensor) -> Likelihood:
+        """Build the likelihood.
+
+        Args:
+            params: ``(..., n_params, *shape)``, what the decoder emits.
+        """
+        return self.result(*self.split(params), self.event_ndim)
+
+    def split(self, params: Tensor) -> tuple[Tensor, ...]:
+        """Return the ``n_params`` tensors ``(..., *shape)`` of what a decoder emits."""
+        axis = -(self.event_ndim + 1)
+        # a view goes backward for free, where unbinding one parameter would copy
+        return (params.squeeze(axis),) if self.n_params == 1 else params.unbind(axis)
 
     def check(
         self,
@@ -191,26 +199,35 @@ class LikelihoodHead(nn.Module, ABC):
         Raises:
             DataError: The first value that does not fit, with the remedy.
         """
-        self.rule(values, observed, self.name, name, rows)
+        if self.rule is None:
+            self._require_floats(values, name)
+            return
+        wrong = self.rule.broken(values)
+        if observed is not None:
+            wrong = wrong & (observed.all(-1, True) if self.rule.class_axis else observed)
+        if not bool(wrong.any()):
+            return
+        first = int(wrong.flatten().int().argmax())
+        row = first // wrong[0].numel()
+        raise DataError(
+            f"modality {name!r}, row {row if rows is None else int(rows[row])}: likelihood"
+            f" {self.name!r} {self.rule.text}, got {values.flatten()[first].item()};"
+            f" {self.rule.remedy}"
+        )
 
-    @staticmethod
-    @abstractmethod
-    def rule(
-        values: Tensor, observed: Tensor | None, likelihood: str, name: str, rows: Tensor | None
-    ) -> None:
-        """Raise for the first value that does not fit; see `check`."""
-
-    @abstractmethod
-    def forward(self, params: Tensor) -> Likelihood:
-        """Build the likelihood.
-
-        Args:
-            params: ``(..., n_params, *shape)``, what the decoder emits.
-        """
-
-    def split(self, params: Tensor) -> tuple[Tensor, ...]:
-        """Return the ``n_params`` tensors ``(..., *shape)`` of what a decoder emits."""
-        return params.unbind(-(self.event_ndim + 1))
+    def _require_floats(self, values: Tensor, name: str) -> None:
+        if values.is_floating_point():
+            return
+        remedy = (
+            "choose likelihood='bernoulli', or call .float() on the data"
+            if values.dtype == torch.bool
+            else "call .float() on the data if they are measurements, or choose"
+            " likelihood='poisson' or 'negative_binomial' (counts) or 'categorical' (one-hot)"
+        )
+        raise DataError(
+            f"modality {name!r}: likelihood {self.name!r} is for real numbers, the data are"
+            f" {str(values.dtype).removeprefix('torch.')}; {remedy}"
+        )
 
 
 class PositiveParameter(nn.Module):
@@ -252,40 +269,24 @@ class PositiveParameter(nn.Module):
         return torch.logaddexp(raw, like.new_full((), self.log_minimum))
 
 
-def number_or(*words: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
-    """Validator: a number above 0, or one of a few words."""
-
-    def check(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
-        if isinstance(value, str) and value in words:
-            return
-        if not _is_number(value) or not 0 < value < math.inf:
-            listed = " or ".join(repr(word) for word in words)
-            rule = "must be > 0" if _is_number(value) else f"must be a number > 0 or {listed}"
-            raise ConfigError(f"{rule}, got {value!r}", field.name)
-
-    return check
-
-
-def below(other: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
-    """Validator: a number above 0 and below another field of the same configuration."""
+def number_above(
+    limit: float, *words: str, below: str = ""
+) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    """Validator: a number above a limit and below another field, or one of a few words."""
 
     def check(instance: Any, field: attrs.Attribute[Any], value: Any) -> None:
-        limit = getattr(instance, other)
-        if not _is_number(value) or not 0 < value < limit:
-            raise ConfigError(f"must be > 0 and < {other} = {limit!r}, got {value!r}", field.name)
+        top = getattr(instance, below) if below else math.inf
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if (number and limit < value < top) or (isinstance(value, str) and value in words):
+            return
+        rule = f"must be {'' if number or not words else 'a number '}> {limit:g}"
+        rule += f" and < {below} = {top!r}" if below else ""
+        rule += "" if number else "".join(f" or {word!r}" for word in words)
+        raise ConfigError(f"{rule}, got {value!r}", field.name)
 
     return check
 
 
-def above(limit: float) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
-    """Validator: a number above a limit."""
-
-    def check(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
-        if not _is_number(value) or not limit < value < math.inf:
-            raise ConfigError(f"must be > {limit}, got {value!r}", field.name)
-
-    return check
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _sum(terms: Tensor, ndim: int) -> Tensor:
+    """Sum over the last ``ndim`` axes; over none when ``ndim`` is 0."""
+    return terms.sum(tuple(range(-ndim, 0))) if ndim else terms

@@ -1,7 +1,8 @@
-"""Likelihoods of real numbers: normal, Laplace, and the squared error that is no density."""
+"""Likelihoods of real numbers: normal, Laplace, Student's t, and the squared error."""
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Hashable
@@ -11,31 +12,26 @@ from typing import ClassVar
 import attrs
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from multivae_core.config import positive
+from multivae_core.config import config, positive
 from multivae_core.errors import CapabilityError
 from multivae_core.likelihoods.base import (
     Likelihood,
     LikelihoodHead,
     PositiveParameter,
-    below,
-    number_or,
+    number_above,
 )
-from multivae_core.likelihoods.checks import require_real
 from multivae_core.noise import NoiseSource
+from multivae_core.special import stirling_error, student_t_quantile
 
 __all__ = [
-    "Laplace",
-    "LaplaceConfig",
-    "LaplaceLikelihood",
-    "LocationScale",
-    "Normal",
-    "NormalConfig",
-    "NormalLikelihood",
-    "SquaredError",
-    "SquaredErrorConfig",
-    "SquaredErrorLikelihood",
-]
+    "Laplace", "LaplaceConfig", "LaplaceLikelihood", "Normal", "NormalConfig",
+    "NormalLikelihood", "SquaredError", "SquaredErrorConfig", "SquaredErrorLikelihood",
+    "StudentT", "StudentTConfig", "StudentTLikelihood",
+]  # fmt: skip
+
+_MIN_DF = 2.1  # what learned degrees of freedom stay above: the variance exists
 
 
 class LocationScale(Likelihood):
@@ -53,8 +49,10 @@ class LocationScale(Likelihood):
 
     __slots__ = ("location", "log_scale", "scale")
 
-    _factor: ClassVar[float]  # log p = _factor * _kernel(y) + _constant - log scale
+    # log p = _factor * (distance / scale^_power) + _constant - log scale
+    _factor: ClassVar[float]
     _constant: ClassVar[float]
+    _power: ClassVar[int]
 
     def __init__(
         self,
@@ -68,15 +66,28 @@ class LocationScale(Likelihood):
         self.scale = scale
         self.log_scale = log_scale
 
+    def _distance(self, x: Tensor) -> Tensor:
+        """The distance to the location, to the power of the density; or give `_terms`."""
+        raise NotImplementedError
+
     @abstractmethod
-    def _kernel(self, y: Tensor) -> Tensor:
-        """The part of -log p that depends on the standardised value."""
+    def _standard(self, p: float) -> Tensor | float:
+        """The quantile for location 0 and scale 1."""
+
+    @abstractmethod
+    def _draw(self, noise: NoiseSource, name: Hashable, shape: tuple[int, ...]) -> Tensor:
+        """A draw for location 0 and scale 1."""
+
+    def _variance(self) -> Tensor | float:
+        """The variance for scale 1."""
+        return 1.0
 
     def _terms(self, x: Tensor) -> Tensor:
-        y = x - self.location
+        distance = self._distance(x)
         if isinstance(self.log_scale, Tensor):
-            return torch.add(-self.log_scale, self._kernel(y / self.scale), alpha=self._factor)
-        return self._kernel(y if self.scale == 1.0 else y / self.scale)
+            scaled = distance * (-self._power * self.log_scale).exp()
+            return torch.add(-self.log_scale, scaled, alpha=self._factor)
+        return distance if self.scale == 1.0 else distance / self.scale**self._power
 
     def _finish(self, total: Tensor, count: Tensor) -> Tensor:
         if isinstance(self.log_scale, Tensor):
@@ -85,23 +96,25 @@ class LocationScale(Likelihood):
 
     @property
     def mean(self) -> Tensor:
-        """See `Likelihood.mean`."""
         return self.location
 
     @property
-    def mode(self) -> Tensor:
-        """See `Likelihood.mode`."""
-        return self.location
+    def variance(self) -> Tensor:
+        return torch.zeros_like(self.location) + self._variance() * self.scale * self.scale
+
+    def sample(self, noise: NoiseSource, name: Hashable) -> Tensor:
+        return self.location + self.scale * self._draw(noise, name, tuple(self.location.shape))
+
+    def quantile(self, p: float | Tensor) -> Tensor:
+        return self.location + self.scale * self._standard(float(p))
 
     def affine(self, shift: Tensor | float, scale: Tensor | float) -> Likelihood:
-        """See `Likelihood.affine`."""
-        return type(self)(*self._affine(shift, scale), self.event_ndim)
-
-    def _affine(
-        self, shift: Tensor | float, scale: Tensor | float
-    ) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        moved = copy.copy(self)
+        moved.location = shift + scale * self.location
+        moved.scale = self.scale * scale
         log = scale.log() if isinstance(scale, Tensor) else math.log(scale)
-        return shift + scale * self.location, self.scale * scale, self.log_scale + log
+        moved.log_scale = self.log_scale + log
+        return moved
 
 
 class NormalLikelihood(LocationScale):
@@ -110,22 +123,18 @@ class NormalLikelihood(LocationScale):
     __slots__ = ()
     _factor = -0.5
     _constant = -0.5 * math.log(2.0 * math.pi)
+    _power = 2
 
-    def _kernel(self, y: Tensor) -> Tensor:
-        return y.square()
+    def _distance(self, x: Tensor) -> Tensor:
+        # one pass each way, where a difference and its square would make two or three
+        location, x = torch.broadcast_tensors(self.location, x)
+        return functional.mse_loss(location, x, reduction="none")
 
-    @property
-    def variance(self) -> Tensor:
-        """See `Likelihood.variance`."""
-        return torch.zeros_like(self.location) + self.scale * self.scale
+    def _standard(self, p: float) -> float:
+        return NormalDist().inv_cdf(p)
 
-    def sample(self, noise: NoiseSource, name: Hashable) -> Tensor:
-        """See `Likelihood.sample`."""
-        return self.location + self.scale * noise.normal(name, tuple(self.location.shape))
-
-    def quantile(self, p: float) -> Tensor:
-        """See `Likelihood.quantile`."""
-        return self.location + self.scale * NormalDist().inv_cdf(p)
+    def _draw(self, noise: NoiseSource, name: Hashable, shape: tuple[int, ...]) -> Tensor:
+        return noise.normal(name, shape)
 
 
 class LaplaceLikelihood(LocationScale):
@@ -134,69 +143,92 @@ class LaplaceLikelihood(LocationScale):
     __slots__ = ()
     _factor = -1.0
     _constant = -math.log(2.0)
+    _power = 1
 
-    def _kernel(self, y: Tensor) -> Tensor:
-        return y.abs()
+    def _distance(self, x: Tensor) -> Tensor:
+        return (x - self.location).abs()
 
-    @property
-    def variance(self) -> Tensor:
-        """See `Likelihood.variance`."""
-        return torch.zeros_like(self.location) + 2.0 * self.scale * self.scale
+    def _variance(self) -> float:
+        return 2.0
 
-    def sample(self, noise: NoiseSource, name: Hashable) -> Tensor:
-        """See `Likelihood.sample`."""
-        return self.location + self.scale * noise.laplace(name, tuple(self.location.shape))
+    def _standard(self, p: float) -> float:
+        return math.log(2.0 * p) if p < 0.5 else -math.log(2.0 * (1.0 - p))
 
-    def quantile(self, p: float) -> Tensor:
-        """See `Likelihood.quantile`."""
-        standard = math.log(2.0 * p) if p < 0.5 else -math.log(2.0 * (1.0 - p))
-        return self.location + self.scale * standard
+    def _draw(self, noise: NoiseSource, name: Hashable, shape: tuple[int, ...]) -> Tensor:
+        return noise.laplace(name, shape)
 
 
-class SquaredErrorLikelihood(Likelihood):
-    """-(x - mean)^2, for models without likelihoods; a draw is the mean itself.
+class StudentTLikelihood(LocationScale):
+    """Student's t with location and scale.
+
+    Args:
+        location: ``(..., *shape)``; also given as the mean where df <= 1 has none.
+        log_scale: Log of the scale, broadcasts to ``(..., *shape)``.
+        df: Degrees of freedom, broadcasts to ``(..., *shape)``.
+        event_ndim: Number of axes of the modality.
+    """
+
+    __slots__ = ("df",)
+
+    def __init__(self, location: Tensor, log_scale: Tensor, df: Tensor, event_ndim: int) -> None:
+        super().__init__(location, log_scale.exp(), log_scale, event_ndim)
+        self.df = df
+
+    def _terms(self, x: Tensor) -> Tensor:
+        half = 0.5 * self.df
+        # log Gamma(half + 1/2) - log Gamma(half) - log(pi df)/2, its large parts combined by hand
+        rest = stirling_error(half + 0.5) - stirling_error(half)
+        constant = half * torch.log1p(0.5 / half) - 0.5 * (1.0 + math.log(2.0 * math.pi)) + rest
+        y = (x - self.location) / self.scale
+        return (constant - self.log_scale) - (half + 0.5) * torch.log1p(y.square() / self.df)
+
+    def _finish(self, total: Tensor, count: Tensor) -> Tensor:
+        return total
+
+    def _variance(self) -> Tensor:
+        return torch.where(self.df > 2.0, self.df / (self.df - 2.0), torch.inf)
+
+    def _standard(self, p: float) -> Tensor:
+        return student_t_quantile(p, self.df).to(self.location)
+
+    def _draw(self, noise: NoiseSource, name: Hashable, shape: tuple[int, ...]) -> Tensor:
+        # Two uniforms per element, radius and angle (Bailey 1994, "Polar generation of random
+        # variates with the t-distribution"); the quantile would need a search per element.
+        log_u = torch.log(noise.uniform((name, "radius"), shape).double())
+        df = self.df.double()
+        radius = torch.sqrt(df * torch.expm1(-2.0 / df * log_u))
+        angle = 2.0 * math.pi * (noise.uniform((name, "angle"), shape).double() - 0.5)
+        return (radius * torch.sin(angle)).to(self.location.dtype)
+
+
+class SquaredErrorLikelihood(LocationScale):
+    """-(x - mean)^2, in squared units; for models without likelihoods. A draw is the mean itself.
 
     Args:
         mean: ``(..., *shape)``.
         event_ndim: Number of axes of the modality.
     """
 
-    __slots__ = ("_mean",)
+    __slots__ = ()
     is_density = False
 
     def __init__(self, mean: Tensor, event_ndim: int) -> None:
-        super().__init__(event_ndim)
-        self._mean = mean
+        super().__init__(mean, 1.0, 0.0, event_ndim)
 
     def _terms(self, x: Tensor) -> Tensor:
-        return -(x - self._mean).square()
+        return -(x - self.location).square()
 
-    @property
-    def mean(self) -> Tensor:
-        """See `Likelihood.mean`."""
-        return self._mean
+    def _finish(self, total: Tensor, count: Tensor) -> Tensor:
+        return total
 
-    @property
-    def mode(self) -> Tensor:
-        """See `Likelihood.mode`."""
-        return self._mean
+    def _draw(self, noise: NoiseSource, name: Hashable, shape: tuple[int, ...]) -> Tensor:
+        return torch.zeros_like(self.location)
 
-    @property
-    def variance(self) -> Tensor:
-        """There is none."""
+    def _variance(self) -> float:
         raise CapabilityError(_NO_SPREAD.format("variance"))
 
-    def sample(self, noise: NoiseSource, name: Hashable) -> Tensor:
-        """Return the mean: a squared error has no spread."""
-        return self._mean
-
-    def quantile(self, p: float) -> Tensor:
-        """There is none."""
+    def _standard(self, p: float) -> float:
         raise CapabilityError(_NO_SPREAD.format("quantile"))
-
-    def affine(self, shift: Tensor | float, scale: Tensor | float) -> Likelihood:
-        """See `Likelihood.affine`; the error is then in squared units of the data."""
-        return SquaredErrorLikelihood(shift + scale * self._mean, self.event_ndim)
 
 
 _NO_SPREAD = (
@@ -204,7 +236,7 @@ _NO_SPREAD = (
 )
 
 
-@attrs.frozen(kw_only=True)
+@config
 class NormalConfig:
     """Options of the normal likelihood.
 
@@ -215,56 +247,54 @@ class NormalConfig:
         min_scale: What a learned or predicted scale stays above.
     """
 
-    scale: float | str = attrs.field(default=1.0, validator=number_or("learned", "predicted"))
+    scale: float | str = attrs.field(
+        default=1.0, validator=number_above(0, "learned", "predicted")
+    )
     initial_scale: float = attrs.field(default=1.0, validator=positive)
-    min_scale: float = attrs.field(default=1e-3, validator=below("initial_scale"))
+    min_scale: float = attrs.field(default=1e-3, validator=number_above(0, below="initial_scale"))
 
 
-@attrs.frozen(kw_only=True)
-class LaplaceConfig:
-    """Options of the Laplace likelihood.
+@config
+class LaplaceConfig(NormalConfig):
+    """Options of `NormalConfig`; a Laplace with scale b has the standard deviation b sqrt 2."""
+
+
+@config
+class StudentTConfig(NormalConfig):
+    """Options of Student's t: those of `NormalConfig`, and the degrees of freedom.
+
+    Its standard deviation is sqrt(df / (df - 2)) times the scale.
 
     Args:
-        scale: Scale b on the model's scale (standard deviation b sqrt 2): a number, ``"learned"``
-            (one parameter per feature) or ``"predicted"`` (by the decoder, per row).
-        initial_scale: Where a learned or predicted scale starts.
-        min_scale: What a learned or predicted scale stays above.
+        df: Degrees of freedom: a number, or ``"learned"`` (per feature, above 2.1).
+        initial_df: Where learned degrees of freedom start, above 2.1.
     """
 
-    scale: float | str = attrs.field(default=1.0, validator=number_or("learned", "predicted"))
-    initial_scale: float = attrs.field(default=1.0, validator=positive)
-    min_scale: float = attrs.field(default=1e-3, validator=below("initial_scale"))
+    df: float | str = attrs.field(default=4.0, validator=number_above(0, "learned"))
+    initial_df: float = attrs.field(default=8.0, validator=number_above(_MIN_DF))
 
 
-@attrs.frozen(kw_only=True)
+@config
 class SquaredErrorConfig:
     """The squared error has no options."""
 
 
 class LocationScaleHead(LikelihoodHead):
-    """Location, and scale where it is predicted, out of the decoder.
-
-    Args:
-        config: Options.
-        shape: Shape of the modality.
-    """
+    """Location, and the raw log scale where it is predicted, out of the decoder."""
 
     real_valued = True
-    rule = staticmethod(require_real)
-    result: ClassVar[type[LocationScale]]
 
-    def __init__(self, config: NormalConfig | LaplaceConfig, shape: tuple[int, ...]) -> None:
-        super().__init__(shape)
+    def __init__(self, config: NormalConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(config, shape)
         self.scale = PositiveParameter(
             config.scale, config.initial_scale, config.min_scale, self.shape
         )
         self.n_params = 2 if self.scale.predicted else 1
 
-    def forward(self, params: Tensor) -> LocationScale:
-        """See `LikelihoodHead.forward`: location, then the raw log scale if it is predicted."""
+    def forward(self, params: Tensor) -> Likelihood:
         location, *raw = self.split(params)
-        if self.scale.fixed is not None:
-            fixed = self.scale.fixed
+        fixed = self.scale.fixed
+        if fixed is not None:
             return self.result(location, fixed, math.log(fixed), self.event_ndim)
         log_scale = self.scale(location, *raw)
         return self.result(location, log_scale.exp(), log_scale, self.event_ndim)
@@ -284,21 +314,24 @@ class Laplace(LocationScaleHead):
     result = LaplaceLikelihood
 
 
-class SquaredError(LikelihoodHead):
-    """Squared error; the decoder emits the reconstruction.
+class StudentT(LocationScaleHead):
+    """Student's t; the decoder emits the location, and the raw log scale if predicted."""
 
-    Args:
-        config: No options.
-        shape: Shape of the modality.
-    """
+    name = "student_t"
+
+    def __init__(self, config: StudentTConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(config, shape)
+        self.df = PositiveParameter(config.df, config.initial_df, _MIN_DF, self.shape)
+
+    def forward(self, params: Tensor) -> Likelihood:
+        location, *raw = self.split(params)
+        log_scale = self.scale(location, *raw)
+        return StudentTLikelihood(location, log_scale, self.df(location).exp(), self.event_ndim)
+
+
+class SquaredError(LikelihoodHead):
+    """Squared error; the decoder emits the reconstruction."""
 
     name = "squared_error"
+    result = SquaredErrorLikelihood
     real_valued = True
-    rule = staticmethod(require_real)
-
-    def __init__(self, config: SquaredErrorConfig, shape: tuple[int, ...]) -> None:
-        super().__init__(shape)
-
-    def forward(self, params: Tensor) -> SquaredErrorLikelihood:
-        """See `LikelihoodHead.forward`."""
-        return SquaredErrorLikelihood(self.split(params)[0], self.event_ndim)

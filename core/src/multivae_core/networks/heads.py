@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -12,12 +13,8 @@ from multivae_core.errors import ConfigError
 from multivae_core.likelihoods import Likelihood
 
 __all__ = [
-    "ModalityDecoder",
-    "ModalityEncoder",
-    "PerModality",
-    "PlainTrunk",
-    "check_decoder",
-]
+    "ModalityDecoder", "ModalityEncoder", "PerModality", "PlainTrunk", "check_decoder",
+]  # fmt: skip
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -52,22 +49,12 @@ class PlainTrunk(nn.Module):
     def __init__(self, network: nn.Module, name: str, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.network = network
-        first = next(network.parameters(), torch.zeros(()))
-        probe = torch.zeros(2, *shape, dtype=first.dtype, device=first.device)
-        try:
-            with torch.no_grad():
-                features = network(probe)
-        except (RuntimeError, TypeError, ValueError) as error:
+        rule = f"it must map (rows, {_listed(shape)}) to (rows, features)"
+        features = _probe(network, shape, f"encoder of {name!r} fails on a batch", rule)
+        if features.ndim != 2 or len(features) != 2:
             raise ConfigError(
-                f"the network given as encoder of {name!r} fails on a batch of shape"
-                f" {tuple(probe.shape)} ({error}); it must map (rows, {_listed(shape)}) to"
-                " (rows, features)"
-            ) from error
-        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
-            got = tuple(features.shape) if isinstance(features, Tensor) else type(features)
-            raise ConfigError(
-                f"the network given as encoder of {name!r} must map (rows, {_listed(shape)}) to"
-                f" (rows, features); for 2 rows it gave {got}: flatten its output"
+                f"the network given as encoder of {name!r} does not fit: {rule}; for 2 rows it"
+                f" gave {tuple(features.shape)}: flatten its output"
             )
         self.out_features = features.shape[1]
 
@@ -89,26 +76,37 @@ def check_decoder(network: nn.Module, name: str, size: int, shape: tuple[int, ..
     Raises:
         ConfigError: It does not map two latents of zeros to two rows of that many numbers.
     """
-    first = next(network.parameters(), torch.zeros(()))
-    probe = torch.zeros(2, size, dtype=first.dtype, device=first.device)
     rule = f"it must map (rows, {size}) to (rows, {_listed(shape)})"
-    try:
-        with torch.no_grad():
-            raw = network(probe)
-    except (RuntimeError, TypeError, ValueError) as error:
+    raw = _probe(network, (size,), f"decoder of {name!r} fails on latents", rule)
+    if len(raw) != 2 or raw.numel() != 2 * math.prod(shape):
         raise ConfigError(
-            f"the network given as decoder of {name!r} fails on latents of shape"
-            f" {tuple(probe.shape)} ({error}); {rule}"
-        ) from error
-    if not isinstance(raw, Tensor) or len(raw) != 2 or raw.numel() != 2 * _numel(shape):
-        got = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw)
-        raise ConfigError(
-            f"the network given as decoder of {name!r} gave {got} for 2 rows of latents; {rule}"
+            f"the network given as decoder of {name!r} gave {tuple(raw.shape)} for 2 rows of"
+            f" latents; {rule}"
         )
 
 
+def _probe(network: nn.Module, shape: tuple[int, ...], what: str, rule: str) -> Tensor:
+    """Run a network on two rows of zeros; it stays as it was, running statistics included."""
+    first = next(network.parameters(), torch.zeros(()))
+    zeros = torch.zeros(2, *shape, dtype=first.dtype, device=first.device)
+    training = [module for module in network.modules() if module.training]
+    try:
+        with torch.no_grad():
+            found = network.eval()(zeros)
+        if not isinstance(found, Tensor) or not found.ndim:
+            raise TypeError(f"it gave a {type(found).__name__}, not a tensor with rows")
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the network given as {what} of shape {tuple(zeros.shape)} ({error}); {rule}"
+        ) from error
+    finally:
+        for module in training:
+            module.training = True
+    return found
+
+
 def _listed(shape: tuple[int, ...]) -> str:
-    return ", ".join(str(length) for length in shape)
+    return ", ".join(map(str, shape))
 
 
 class ModalityEncoder(nn.Module):
@@ -117,18 +115,21 @@ class ModalityEncoder(nn.Module):
     Args:
         trunk: ``(R, *shape)`` and element mask -> ``(R, F)``, with ``out_features``.
         latents: Name of a latent -> its size D.
+        counts: Whether the trunk sees log(1 + x) of the values: counts range over orders of
+            magnitude, and there is no scale that they could be brought to.
     """
 
-    def __init__(self, trunk: nn.Module, latents: Mapping[Any, int]) -> None:
+    def __init__(self, trunk: nn.Module, latents: Mapping[Any, int], counts: bool = False) -> None:
         super().__init__()
         self.trunk = trunk
+        self.counts = counts
         self.latents = dict(latents)
         features: int = trunk.out_features  # type: ignore[assignment]
         self.head = nn.Linear(features, 2 * sum(self.latents.values()))
 
     def forward(self, values: Tensor, observed: Tensor | None = None) -> dict[Any, Tensor]:
         """Return for every latent the location and the raw scale, ``(R, 2, D)``."""
-        raw = self.head(self.trunk(values, observed))
+        raw = self.head(self.trunk(values.log1p() if self.counts else values, observed))
         parts = raw.split([2 * size for size in self.latents.values()], dim=1)
         return {
             name: part.view(-1, 2, size)
@@ -156,7 +157,7 @@ class ModalityDecoder(nn.Module):
         """Return the likelihood of one measurement for every latent, ``(n, R, D)``."""
         n, rows = latent.shape[:2]
         raw = self.network(latent.reshape(n * rows, latent.shape[2]))
-        if raw.numel() != n * rows * self.n_params * _numel(self.shape):
+        if raw.numel() != n * rows * self.n_params * math.prod(self.shape):
             raise ConfigError(
                 f"a decoder gave {tuple(raw.shape[1:])} values per row where the likelihood needs"
                 f" {self.n_params} per element of {self.shape}; make the network return"
@@ -164,7 +165,3 @@ class ModalityDecoder(nn.Module):
             )
         result: Likelihood = self.likelihood(raw.view(n, rows, self.n_params, *self.shape))
         return result
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()

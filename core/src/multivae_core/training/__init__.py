@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from multivae_core.training.callbacks import TrainingHooks
-from multivae_core.training.history import Epoch, History
 from multivae_core.training.options import TrainerOptions
+from multivae_core.training.reports import Epoch, History
 from multivae_core.training.run import Run
 from multivae_core.training.trainer import Trainer
 

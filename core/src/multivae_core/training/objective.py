@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["Key", "Meter", "Record", "Share", "check_output", "objective", "record", "weight_sums"]
+__all__ = [
+    "Key", "Meter", "Report", "Share", "check_output", "means", "objective", "report",
+    "weight_sums",
+]  # fmt: skip
 
 import functools
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import attrs
@@ -19,32 +21,21 @@ from multivae_core.losses import LossOutput, Term
 _HALF = (torch.float16, torch.bfloat16)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Share:
     """The rows at hand, and how they stand in the global batch.
-
-    A process, or a part of a batch whose gradients are accumulated, has some rows of the batch
-    that one optimisation step is about.
 
     Args:
         mask: ``(B,)`` bool, rows of which something is seen; None: all of them.
         here: How many these are.
         count: How many there are in the global batch.
-        part: Rows at hand over rows of the global batch; 0 for a process that got none and
-            stands in with a row that must not count.
+        stand_in: A process that got no row has one that must not count.
     """
 
     mask: Tensor | None
     here: int
     count: int
-    part: float = 1.0
-
-    @classmethod
-    def whole(cls, something: Tensor, device: torch.device | str = "cpu") -> Share:
-        """The share of who has the whole batch; ``something`` ``(B,)`` says which rows count."""
-        count = int(something.sum())
-        mask = None if count == len(something) else something.to(device)
-        return cls(mask=mask, here=count, count=count)
+    stand_in: bool = False
 
     def pick(self, values: Tensor) -> Tensor:
         """Zeros in rows that do not count, ``(..., B)``."""
@@ -57,33 +48,24 @@ class Share:
         """A term with weights of its own: weighted values and weights, both ``(B,)``."""
         assert term.weight is not None
         weight = term.weight.detach().to(torch.promote_types(term.weight.dtype, torch.float32))
-        if self.part == 0.0:
+        if self.stand_in:
             weight = torch.zeros_like(weight)
         return torch.where(weight != 0, weight * term.value, 0.0), weight
 
 
 def check_output(output: LossOutput, rows: int, player: str) -> None:
-    """Refuse a loss whose terms are not one value per row.
-
-    Raises:
-        TrainingError: Names player, term and shape.
-    """
+    """Refuse a loss whose terms are not one value per row."""
     if not isinstance(output, LossOutput):
         raise TrainingError(
             f"the loss of player {player!r} gave {type(output).__name__}; it must give"
             " LossOutput objects"
         )
-    values = {f"term {name!r}": term.value for name, term in output.terms.items()}
-    values |= {
-        f"the weight of term {name!r}": term.weight
-        for name, term in output.terms.items()
-        if term.weight is not None
-    }
+    values = {"the bound": output.bound}
+    for name, term in output.terms.items():
+        values |= {f"term {name!r}": term.value, f"the weight of term {name!r}": term.weight}
     values |= {f"metric {name!r}": value for name, value in output.metrics.items()}
-    if output.bound is not None:
-        values["the bound"] = output.bound
     for what, value in values.items():
-        if value.shape != (rows,):
+        if value is not None and value.shape != (rows,):
             raise TrainingError(
                 f"the loss of player {player!r}: {what} has shape {tuple(value.shape)}; it must"
                 f" be ({rows},), one value per row of the batch"
@@ -92,15 +74,12 @@ def check_output(output: LossOutput, rows: int, player: str) -> None:
 
 def weight_sums(output: LossOutput, share: Share) -> dict[str, Tensor]:
     """Sums of the weights at hand, of every term that has weights of its own."""
-    return {
-        name: share.weigh(term)[1].sum()
-        for name, term in output.terms.items()
-        if term.weight is not None
-    }
+    own = {name: term for name, term in output.terms.items() if term.weight is not None}
+    return {name: share.weigh(term)[1].sum() for name, term in own.items()}
 
 
 def objective(
-    output: LossOutput, share: Share, denominators: Callable[[], dict[str, Tensor]]
+    output: LossOutput, share: Share, denominators: Callable[[], Mapping[str, Tensor]]
 ) -> Tensor:
     """What is differentiated: the sum over terms of ``sum(w v) / sum(w)``.
 
@@ -121,22 +100,19 @@ def objective(
     plain = [term.value for term in output.terms.values() if term.weight is None]
     if plain:
         parts.append(share.pick(functools.reduce(torch.add, plain)).sum() / max(share.count, 1))
-    own = {name: term for name, term in output.terms.items() if term.weight is not None}
-    if own:
-        sums = denominators()
-        for name, term in own.items():
-            divisor = torch.where(sums[name] == 0, 1.0, sums[name])
-            parts.append(share.weigh(term)[0].sum() / divisor)
+    if len(plain) < len(output.terms):
+        for name, total in denominators().items():
+            divisor = torch.where(total == 0, 1.0, total)
+            parts.append(share.weigh(output.terms[name])[0].sum() / divisor)
     if output.surrogate is not None:
-        counts = 1.0 if share.part else 0.0
-        parts.append(counts * output.surrogate)
+        parts.append(0.0 * output.surrogate if share.stand_in else output.surrogate)
     if not parts:
         raise TrainingError("a piece of a loss has neither terms nor a surrogate")
     return functools.reduce(torch.add, parts)
 
 
 class Key(NamedTuple):
-    """What a recorded number is about: role is bound, term, metric or number."""
+    """What a reported number is about: role is bound, term, metric, weight or number."""
 
     player: str
     piece: int
@@ -144,150 +120,133 @@ class Key(NamedTuple):
     name: str
 
 
-@attrs.frozen(eq=False)
-class Record:
-    """Numerators of means, as one tensor, and their denominators.
+class Report(NamedTuple):
+    """Sums over rows, and what they are divided by.
 
     Args:
         keys: What they are about, T of them.
-        values: ``(T + W,)``: T numerators, then the sums of weights of W terms.
-        divisors: For every key the position of its sum of weights in ``values``; None: ``here``.
+        sums: ``(T,)``; a sum of weights is the denominator of the term of its name.
         here: Denominator of all others: the number of rows that count.
-        rows: ``(T, B)`` values per row, kept to find out which row is not finite; or None.
-        index: ``(B,)`` numbers of the rows in the data set; or None.
+        rows: ``(T', B)`` values per row of the first keys.
     """
 
     keys: tuple[Key, ...]
-    values: Tensor
-    divisors: tuple[int | None, ...]
+    sums: Tensor
     here: float
-    rows: Tensor | None = None
-    index: Tensor | None = None
+    rows: Tensor
+
+    def culprit(self, index: Tensor) -> str | None:
+        """Say which reported number is not finite, and in which rows of the data set."""
+        for key, values in zip(self.keys, self.rows, strict=False):
+            wrong = (~torch.isfinite(values)).nonzero().flatten().tolist()
+            if wrong and key.role != "metric":
+                name = "the bound" if key.role == "bound" else f"term {key.name!r}"
+                return (
+                    f"{name} (player {key.player!r}; {float(values[wrong[0]])} in {len(wrong)} of"
+                    f" {len(values)} rows, such as row {int(index[wrong[0]])})"
+                )
+        return None
 
 
-def record(
-    output: LossOutput, share: Share, player: str, piece: int, index: Tensor | None = None
-) -> Record:
+def report(output: LossOutput, share: Share, player: str, piece: int) -> Report:
     """Reduce what a piece of a loss reports, in a handful of operations and without waiting."""
-    keys: list[Key] = []
-    rows: list[Tensor] = []
-    weights: list[Tensor] = []
-    if output.bound is not None:
-        keys.append(Key(player, piece, "bound", ""))
-        rows.append(output.bound)
-    for name, term in output.terms.items():
-        keys.append(Key(player, piece, "term", name))
-        rows.append(term.value)
-    for name, value in output.metrics.items():
-        keys.append(Key(player, piece, "metric", name))
-        rows.append(value)
-    if not rows:
-        return Record((), torch.zeros(0), (), 0.0)
-    stacked = torch.stack(rows).detach()
-    sums = share.pick(stacked).sum(dim=1)
-    divisors: list[int | None] = [None] * len(keys)
+    bound = {} if output.bound is None else {Key(player, piece, "bound", ""): output.bound}
+    terms = {Key(player, piece, "term", n): term.value for n, term in output.terms.items()}
+    watched = {Key(player, piece, "metric", n): value for n, value in output.metrics.items()}
+    found = bound | terms | watched
+    if not found:
+        return Report((), torch.zeros(0), 0.0, torch.zeros(0))
+    keys = list(found)
+    rows = torch.stack([*found.values()]).detach()
+    sums = share.pick(rows).sum(dim=1)
     for name, term in output.terms.items():
         if term.weight is not None:
-            place = keys.index(Key(player, piece, "term", name))
             value, weight = share.weigh(term)
-            sums[place] = value.detach().sum()
-            divisors[place] = len(keys) + len(weights)
-            weights.append(weight.sum().to(sums))
-    if weights:
-        sums = torch.cat([sums, torch.stack(weights)])
-    return Record(tuple(keys), sums, tuple(divisors), float(share.here), stacked, index)
+            sums[keys.index(Key(player, piece, "term", name))] = value.detach().sum()
+            keys.append(Key(player, piece, "weight", name))
+            sums = torch.cat([sums, weight.sum().to(sums).view(1)])
+    return Report(tuple(keys), sums, float(share.here), rows)
 
 
 class Meter:
-    """Means of everything reported, pooled over steps: sum of numerators over denominators.
+    """Means of everything reported, pooled over steps: sums of numerators over denominators.
 
-    Records stay tensors until they are looked at, all in one transfer; then they are added one
-    by one, so that how often one looks changes no digit.
+    Sums run on the device, in double precision where it has that; looking at them changes none.
     """
 
     def __init__(self) -> None:
-        self.totals: dict[Key, list[float]] = {}
-        self._waiting: list[Record] = []
+        self._sums: dict[tuple[Key, ...], Tensor] = {}
+        self._here: dict[tuple[Key, ...], float] = {}
 
-    def add(self, entry: Record) -> None:
-        """Note a record."""
-        if entry.keys:
-            self._waiting.append(entry)
+    def add(self, entry: Report) -> None:
+        """Take in a report."""
+        if entry.keys in self._sums:
+            self._sums[entry.keys] += entry.sums
+            self._here[entry.keys] += entry.here
+        elif entry.keys:
+            kind = torch.float32 if entry.sums.device.type == "mps" else torch.float64
+            self._sums[entry.keys] = entry.sums.to(kind, copy=True)
+            self._here[entry.keys] = entry.here
 
-    def flush(self, reduce: Callable[[Tensor], Tensor] | None = None) -> Meter:
-        """Take in what is waiting.
-
-        Args:
-            reduce: Sums a tensor over processes; None: there is one process.
-
-        Returns:
-            What was waiting, as a meter of its own.
-        """
-        news = Meter()
-        if self._waiting:
-            flat = torch.cat([entry.values for entry in self._waiting]).double()
-            here = torch.tensor([entry.here for entry in self._waiting], dtype=torch.float64)
-            if reduce is not None:
-                both = reduce(torch.cat([flat, here.to(flat.device)]))
-                flat, here = both[: len(flat)], both[len(flat) :]
-            numbers, counts = flat.tolist(), here.tolist()
-            for entry, count in zip(self._waiting, counts, strict=True):
-                part, numbers = numbers[: len(entry.values)], numbers[len(entry.values) :]
-                self._take(entry, part, count)
-                news._take(entry, part, count)
-        self._waiting = []
-        return news
-
-    def _take(self, entry: Record, numbers: list[float], count: float) -> None:
-        for key, value, place in zip(entry.keys, numbers, entry.divisors, strict=False):
-            total = self.totals.setdefault(key, [0.0, 0.0])
-            total[0] += value
-            total[1] += count if place is None else numbers[place]
-
-    def waiting(self) -> list[Record]:
-        """The records that nobody has looked at."""
-        return self._waiting
-
-    def numbers(self, players: Iterable[str]) -> dict[str, float]:
-        """The means by name; see `Epoch` for the names."""
-        names = list(players)
-        found: dict[str, float] = {}
-        for player in names:
-            prefix = f"{player}/" if len(names) > 1 else ""
-            own = self._of(player)
-            found |= {prefix + name: value for name, value in own.items()}
-            if player == names[0] and "loss" in own:
-                found["loss"] = own["loss"]
+    def totals(self, reduce: Callable[[Tensor], Tensor]) -> dict[Key, tuple[float, float]]:
+        """Numerators and denominators so far; ``reduce`` sums a tensor over processes."""
+        if not self._sums:
+            return {}
+        flat = torch.cat([*self._sums.values()])
+        counts = torch.tensor([*self._here.values()]).to(flat)
+        numbers = reduce(torch.cat([counts, flat])).tolist()
+        found: dict[Key, tuple[float, float]] = {}
+        place = len(counts)
+        for keys, here in zip(self._sums, numbers[:place], strict=True):
+            own = dict(zip(keys, numbers[place:], strict=False))
+            place += len(keys)
+            for key, value in own.items():
+                below = own.get(key._replace(role="weight"), here)
+                before = found.get(key, (0.0, 0.0))
+                found[key] = before[0] + value, before[1] + below
         return found
 
-    def _of(self, player: str) -> dict[str, float]:
-        means = {
-            key: total[0] / total[1] if total[1] else 0.0
-            for key, total in self.totals.items()
-            if key.player == player
-        }
-        bounded = {key.piece for key in means if key.role == "bound"}
-        terms = {key.name for key in means if key.role == "term"}
-        found: dict[str, float] = {}
-        for key, mean in means.items():
-            is_loss = key.role == "bound" or (key.role == "term" and key.piece not in bounded)
-            if is_loss:
-                found["loss"] = found.get("loss", 0.0) + mean
-            if key.role != "bound":
-                name = key.name
-                if name == "loss" or (key.role == "metric" and name in terms):
-                    name = f"{key.role}/{name}"
-                found[name] = found.get(name, 0.0) + mean
-        return {"loss": found.pop("loss", math.nan), **found} if terms or bounded else found
-
-    def state(self) -> list[list[Any]]:
-        """The totals as JSON can hold them; nothing may be waiting."""
-        return [[*key, *total] for key, total in self.totals.items()]
+    def state(self) -> tuple[list[list[Any]], Tensor]:
+        """The sums of this process, ``(numbers,)``, and what they are about, for JSON."""
+        groups = [[here, *map(list, keys)] for keys, here in self._here.items()]
+        return groups, torch.cat(
+            [torch.zeros(0).double(), *(s.cpu() for s in self._sums.values())]
+        )
 
     @classmethod
-    def of_state(cls, state: Iterable[list[Any]]) -> Meter:
+    def of_state(cls, groups: Iterable[list[Any]], sums: Tensor, device: torch.device) -> Meter:
         """The inverse of `state`."""
         meter = cls()
-        for player, piece, role, name, numerator, denominator in state:
-            meter.totals[Key(player, piece, role, name)] = [numerator, denominator]
+        for here, *names in groups:
+            keys = tuple(Key(*name) for name in names)
+            meter._sums[keys], sums = sums[: len(keys)].to(device), sums[len(keys) :]
+            meter._here[keys] = here
         return meter
+
+
+def means(totals: Mapping[Key, tuple[float, float]], players: Sequence[str]) -> dict[str, float]:
+    """The means by name, see `Epoch`; the first player gives the loss."""
+    found: dict[str, float] = {}
+    for player in players:
+        named = _named({k: a / b if b else 0.0 for k, (a, b) in totals.items()
+                        if k.player == player})  # fmt: skip
+        found |= {f"{player}/{n}" if players[1:] else n: value for n, value in named.items()}
+        if player == players[0] and "loss" in named:
+            found["loss"] = named["loss"]
+    return found
+
+
+def _named(values: Mapping[Key, float]) -> dict[str, float]:
+    """Add up the pieces of one player; the loss is its bounds, or its terms where it has none."""
+    bounded = {key.piece for key in values if key.role == "bound"}
+    terms = {key.name for key in values if key.role == "term"}
+    found: dict[str, float] = {}
+    for key, mean in values.items():
+        if key.role == "bound" or (key.role == "term" and key.piece not in bounded):
+            found["loss"] = found.get("loss", 0.0) + mean
+        if key.role in ("term", "metric", "number"):
+            name = key.name
+            if name == "loss" or (key.role == "metric" and name in terms):
+                name = f"{key.role}/{name}"
+            found[name] = found.get(name, 0.0) + mean
+    return {"loss": found.pop("loss"), **found} if "loss" in found else found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Run"]
+__all__ = ["Run", "not_finite"]
 
+import functools
 import logging
 import math
 import time
@@ -13,26 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multivae_core.data import IncompleteDataset
 from multivae_core.errors import TrainingError
 from multivae_core.stages import Stage
-from multivae_core.training.checkpoints import CheckpointFolder, Saved
-from multivae_core.training.feeding import Feeder, Local
-from multivae_core.training.history import VALIDATION, Epoch, History
-from multivae_core.training.objective import Meter, record
-from multivae_core.training.optimisers import Mover, lr_factor, movers, set_modes
-from multivae_core.training.options import PLATEAU_PATIENCE, Budget, TrainerOptions
-from multivae_core.training.progress import display
-from multivae_core.training.state import (
-    Position,
-    captured,
-    fingerprint,
-    load_weights,
-    weights_of,
+from multivae_core.training.checkpoints import Position, fingerprint, load_weights, save
+from multivae_core.training.objective import Key, Meter, Report, means, report
+from multivae_core.training.options import Budget, TrainerOptions
+from multivae_core.training.players import (
+    Feeder,
+    Local,
+    Mover,
+    gradient_norm,
+    lr_factor,
+    movers,
+    summed,
 )
-from multivae_core.training.steps import NotFinite, Stepper
+from multivae_core.training.reports import VALIDATION, Display, Epoch, History
 
 if TYPE_CHECKING:
     from multivae_core.model import MultimodalVAE
@@ -43,8 +42,14 @@ logger = logging.getLogger(__name__)
 class Run:
     """A model on its way through its stages; callbacks get this object.
 
+    Every look at the numbers (each ``log_every`` steps, at the end of an epoch and before a
+    checkpoint) makes sure that losses and weights are finite, so that no checkpoint, validation
+    or best model holds others. On a CPU the loss is looked at in every step, before weights move;
+    an accelerator would have to be waited for.
+
     Attributes:
         model: The model.
+        weights: Its parameters and saved buffers by name, which share memory with it.
         options: The trainer's options.
         stages: The stages.
         budgets: How long each lasts.
@@ -57,40 +62,45 @@ class Run:
     def __init__(
         self,
         model: MultimodalVAE,
-        train: IncompleteDataset,
-        validation: IncompleteDataset | None,
+        weights: Mapping[str, Tensor],
+        data: tuple[IncompleteDataset, IncompleteDataset | None],
         options: TrainerOptions,
         plan: Sequence[tuple[Stage, Budget]],
         hooks: pluggy.PluginManager,
         accelerator: Any,
-        folder: CheckpointFolder | None,
     ) -> None:
         self.model = model
+        self.weights = dict(weights)
         self.options = options
-        self.stages = tuple(stage for stage, _ in plan)
-        self.budgets = tuple(budget for _, budget in plan)
+        self.stages: tuple[Stage, ...] = tuple(stage for stage, _ in plan)
+        self.budgets: tuple[Budget, ...] = tuple(budget for _, budget in plan)
         self.hooks = hooks.hook
         self.accelerator = accelerator
-        self.folder = folder
-        self.feeder = self._feeder(train)
-        self.validation = None if validation is None else self._feeder(validation)
-        self.display = display(options.progress, accelerator.is_main_process)
-        self.stepper = Stepper(model, options, accelerator)
+        train, valid = data
+        feeder = functools.partial(Feeder, model=model, options=options, accelerator=accelerator)
+        self.feeder = feeder(train)
+        self.validation = None if valid is None else feeder(valid)
+        self.display = Display(options.progress, accelerator.is_main_process)
         self.history = History()
         self.position = Position()
         self.meter = Meter()
         self.movers: list[Mover] = []
-        self.memory: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None
-        self.best: Saved | None = None
+        self._players: list[str] = []
+        self.memory: Mapping[str, Tensor] | None = None
+        self.best: dict[str, Tensor] | None = None
         self.last_checkpoint: Path | None = None
+        self.saved: tuple[int, ...] | None = None
         self.interrupted = False
-        self.fingerprint = fingerprint(self)
-        self._free = [p for p in model.parameters() if p.requires_grad]
-        self._saved: tuple[int, ...] | None = None
-        self._between_steps = True
+        self._sum = functools.partial(summed, accelerator)
+        self._params = dict(model.named_parameters())
+        self._free = [p for p in self._params.values() if p.requires_grad]
+        self._awake: list[nn.Module] = []
+        self._seen: dict[Key, tuple[float, float]] = {}
 
-    def _feeder(self, data: IncompleteDataset) -> Feeder:
-        return Feeder(data, self.model, self.options, self.accelerator)
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be the same when a run goes on."""
+        return fingerprint(self)
 
     @property
     def stage(self) -> Stage:
@@ -98,29 +108,19 @@ class Run:
         return self.stages[self.position.stage]
 
     @property
-    def train_data(self) -> IncompleteDataset:
-        """The training data."""
-        return self.feeder.data
-
-    @property
     def total_steps(self) -> int:
         """Optimisation steps of the stage."""
         return self.budgets[self.position.stage].total_steps(self.feeder.batches)
 
+    @property
+    def here(self) -> tuple[int, ...]:
+        """What tells the places apart at which there may be a checkpoint."""
+        position = self.position
+        return position.step, position.stage, position.epoch, position.batch
+
     def stop(self) -> None:
         """End the stage after this epoch."""
         self.position.stopped = True
-
-    def resumed(self, path: Path) -> None:
-        """Note that the run stands where this checkpoint was written."""
-        self.last_checkpoint = path
-        if self.folder is not None and path.parent.resolve() == self.folder.folder.resolve():
-            self._saved = self._here
-
-    @property
-    def _here(self) -> tuple[int, ...]:
-        position = self.position
-        return position.step, position.stage, position.epoch, position.batch
 
     def train(self) -> None:
         """Go through all stages from where the run stands.
@@ -130,45 +130,58 @@ class Run:
         """
         try:
             self.hooks.train_start(run=self)
-            while True:
-                self._stage()
-                if self.position.stage + 1 == len(self.stages):
-                    break
-                self._to_next_stage()
+            self._stage()
+            while self.position.stage + 1 < len(self.stages):
+                self._next_stage()
             if self.options.best_model and self.best is not None:
-                load_weights(self.model, self.best.weights)
+                load_weights(self.weights, self.best)
             self.hooks.train_end(run=self)
-        except NotFinite as error:
-            raise TrainingError(self._obituary(error)) from None
-        except KeyboardInterrupt:
-            self._leave()
-            raise
         finally:
             self._thaw()
+            self._set_training(False)
 
     def _stage(self) -> None:
         self._thaw()
-        self.movers = movers(self.model, self.stage, self.options)
-        set_modes(self.model, self.stage)
+        self.movers = movers(self._params, self.stage, self.options, self.accelerator)
+        self._players = [mover.player.name for mover in self.movers]
+        self._wake()
         if self.memory is not None:
             for mover in self.movers:
-                mover.restore(*self.memory)
+                mover.restore(self.memory)
             self.memory = None
-        rows = len(self.train_data) / self.feeder.batches
-        self.display.start(
-            self.stage.name,
-            round(self.total_steps * rows),
-            round(self.position.stage_step * rows),
-        )
+        rows = len(self.feeder.data) / self.feeder.batches
+        total, done = (round(n * rows) for n in (self.total_steps, self.position.stage_step))
+        self.display.start(self.stage.name, total, done)
         try:
             self.hooks.stage_start(run=self)
             while not self._over():
                 self._epoch()
         finally:
             self.display.close()
-        if self.folder is not None:
-            self._checkpoint()
+        self._checkpoint()
         self.hooks.stage_end(run=self)
+
+    def _thaw(self) -> None:
+        """Thaw the parameters that the user had left free; forget gradients."""
+        for parameter in self._free:
+            parameter.requires_grad_(True)
+            parameter.grad = None
+
+    def _wake(self) -> None:
+        """Training mode for the modules of the stage's players, evaluation mode for all others."""
+        self.model.eval()
+        for part in (part for player in self.stage.players for part in player.parameters):
+            if isinstance(part, nn.Module):
+                part.train()
+                continue
+            for module in self.model.modules():
+                if any(p is part for p in module.parameters(recurse=False)):
+                    module.training = True
+        self._awake = [module for module in self.model.modules() if module.training]
+
+    def _set_training(self, training: bool) -> None:
+        for module in self._awake:
+            module.training = training
 
     def _over(self) -> bool:
         position, patience = self.position, self.options.patience
@@ -177,212 +190,185 @@ class Run:
         tired = patience is not None and position.waited >= patience
         return position.stopped or tired or position.stage_step >= self.total_steps
 
-    def _to_next_stage(self) -> None:
-        self.position = self.position.next_stage()
-        if self.stage.start_from == "best":
-            if self.best is not None:
-                load_weights(self.model, self.best.weights)
-            else:
-                logger.info(
-                    "stage %r starts from the last weights: there was no validation to tell"
-                    " the best", self.stage.name,
-                )  # fmt: skip
+    def _next_stage(self) -> None:
+        old = self.position
+        self.position = Position(step=old.step, stage=old.stage + 1, data_epoch=old.data_epoch)
+        if self.stage.start_from == "best" and self.best is not None:
+            load_weights(self.weights, self.best)
         self.best = None
-        self.movers = []
+        self._stage()
 
     def _epoch(self) -> None:
-        began, position = time.monotonic(), self.position
+        began, position, due = time.monotonic(), self.position, self.options.checkpoint_due
         left = self.total_steps - position.stage_step
         stop = min(self.feeder.batches, position.batch + left)
         self.hooks.epoch_start(run=self)
         for local in self.feeder.epoch(position.data_epoch, position.batch, stop):
-            self._between_steps = False
             loss = self._step(local)
-            self._between_steps = True
-            if self._listeners:
+            if self.hooks.step_end.get_hookimpls():
                 self.hooks.step_end(run=self, loss=loss)
-            if self.options.checkpoint_due("steps", position.step):
+            if due("steps", position.step):
                 self._checkpoint()
             self._mind_interrupt()
-        self._between_steps = False
         self._end_epoch(began)
-        if self.options.checkpoint_due("epochs", position.epoch):
+        if due("epochs", position.epoch):
             self._checkpoint()
         self._mind_interrupt()
 
-    @property
-    def _listeners(self) -> bool:
-        return bool(self.hooks.step_end.get_hookimpls())
-
     def _step(self, local: Local) -> Tensor:
         position, options, total = self.position, self.options, self.total_steps
-        factor = position.rate * lr_factor(options, position.stage_step, total)
-        work = self.feeder.work(
-            local, position.step, position.stage_step / total, options.gradient_accumulation
-        )
+        factor = lr_factor(options, position.stage_step, total)
+        work = self.feeder.work(local, position.step, position.stage_step / total)
+        look = (position.step + 1) % options.log_every == 0
         loss = torch.zeros(())
         for mover in self.movers:
             if position.stage_step % mover.player.every:
                 continue
             mover.set_rate(factor)
             self._focus(mover)
-            loss = self.stepper.move(mover, work, self.meter)
-        position.step += 1
-        position.stage_step += 1
+            loss, reports = mover.gradients(work)
+            norm = None
+            if look or position.batch == 0 or options.clip_norm is not None:
+                norm = gradient_norm(mover)
+                key = Key(mover.player.name, 0, "number", "gradient_norm")
+                reports.append((Report((key,), norm.view(1), 1.0, norm[None, None]), work[0]))
+            if loss.device.type == "cpu" and not (
+                math.isfinite(loss) and (norm is None or math.isfinite(norm))
+            ):
+                found = (entry.culprit(part.batch.index) for entry, part in reports)
+                raise self._failure(next(filter(None, found), "the loss"))
+            for entry, _ in reports:
+                self.meter.add(entry)
+            mover.step(norm, options.clip_norm)
+        position.step, position.stage_step = position.step + 1, position.stage_step + 1
         position.batch += 1
         self.display.step(len(local.rows))
-        if position.step % options.log_every == 0:
+        if look:
             self._look()
         return loss
 
     def _focus(self, mover: Mover) -> None:
         """With several players only the one who moves has gradients."""
         if len(self.movers) > 1:
-            for other in self.movers:
+            for other in sorted(self.movers, key=lambda one: one is mover):
                 for parameter in other.params:
-                    parameter.requires_grad_(False)
-            for parameter in mover.params:
-                parameter.requires_grad_(True)
+                    parameter.requires_grad_(other is mover)
 
-    def _look(self) -> None:
-        numbers = self.stepper.look(self.meter).numbers(self._players)
-        if numbers:
-            self.display.note(self._label(), numbers)
-            self._track({f"train/{name}": value for name, value in numbers.items()})
-
-    @property
-    def _players(self) -> list[str]:
-        return [mover.player.name for mover in self.movers]
+    def _look(self) -> dict[Key, tuple[float, float]]:
+        """The totals of the epoch; refuse to go on where they or the weights are not finite."""
+        totals = self.meter.totals(self._sum)
+        for key, (value, _) in totals.items():
+            if key.role in ("bound", "term") and not math.isfinite(value):
+                raise self._failure(f"{key.role} {key.name!r} of {key.player!r}", late=True)
+        if (name := not_finite(self.weights)) is not None:
+            raise self._failure(f"weight {name!r}, or its gradient,", late=True)
+        old, self._seen = self._seen, totals
+        news = {k: (a - old.get(k, (0, 0))[0], b - old.get(k, (0, 0))[1])
+                for k, (a, b) in totals.items()}  # fmt: skip
+        if numbers := means({k: v for k, v in news.items() if v[1]}, self._players):
+            self.display.note(self._label, numbers)
+            self._track("train", numbers)
+        return totals
 
     def _end_epoch(self, began: float) -> None:
-        position = self.position
-        self._look()
+        position, label = self.position, self._label
+        numbers = means(self._look(), self._players)
         for mover in self.movers:
             if mover.tried and not mover.moved:
                 raise TrainingError(
                     f"stage {self.stage.name!r}: no parameter of player {mover.player.name!r}"
                     " had a gradient in a whole epoch; its loss must depend on its parameters"
                 )
-        numbers = self.meter.numbers(self._players)
         if self.validation is not None:
             measured = self._validate(self.validation)
             numbers |= {f"validation/{name}": value for name, value in measured.items()}
-        numbers["lr"] = float(self.movers[0].optimiser.param_groups[0]["lr"])
-        row = Epoch(
-            stage=self.stage.name,
-            epoch=position.epoch + 1,
-            step=position.step,
-            numbers=numbers,
-            seconds=time.monotonic() - began,
-        )
-        self.history.epochs.append(row)
-        if VALIDATION in numbers:
             self._judge(numbers[VALIDATION])
-        label = self._label()
-        position.epoch += 1
-        position.data_epoch += 1
+        numbers["lr"] = float(self.movers[0].optimiser.param_groups[0]["lr"])
+        position.epoch, position.data_epoch = position.epoch + 1, position.data_epoch + 1
         position.batch = 0
-        self.meter = Meter()
+        name, seconds = self.stage.name, time.monotonic() - began
+        row = Epoch(name, position.epoch, position.step, numbers, seconds)
+        self.history.epochs.append(row)
+        self.meter, self._seen = Meter(), {}
         self.display.line(label, numbers)
-        self._track({f"epoch/{name}": value for name, value in numbers.items()})
-        self._between_steps = True
+        self._track("epoch", numbers)
         self.hooks.epoch_end(run=self, row=row)
 
     def _validate(self, feeder: Feeder) -> dict[str, float]:
         """The loss of the stage's first player on the validation data, pooled over all rows."""
-        meter, first = Meter(), self.movers[0]
-        position = self.position
-        self.model.eval()
+        meter, first, position = Meter(), self.movers[0], self.position
+        self._set_training(False)
         with torch.no_grad():
             for local in feeder.epoch(shuffle=False):
-                part = feeder.evaluation(
-                    local, position.step, position.stage_step / self.total_steps
-                )
-                for number, output in enumerate(self.stepper.pieces(first, part)):
-                    meter.add(record(output, part.share, first.player.name, number))
-        set_modes(self.model, self.stage)
-        meter.flush(self.stepper.reduce if self.stepper.several else None)
-        return meter.numbers([first.player.name])
+                progress = position.stage_step / self.total_steps
+                for part in feeder.work(local, position.step, progress, training=False):
+                    for number, output in enumerate(first.pieces(part)):
+                        meter.add(report(output, part.share, first.player.name, number))
+        self._set_training(True)
+        return means(meter.totals(self._sum), [first.player.name])
 
     def _judge(self, value: float) -> None:
         """Compare a validation loss with those before; NaN is never better."""
-        position, options = self.position, self.options
+        position = self.position
         if math.isfinite(value) and (position.best is None or value < position.best):
-            position.best, position.best_step = value, position.step
-            weights = {n: w.to("cpu", copy=True) for n, w in weights_of(self.model).items()}
-            self.best = Saved(position.step, weights)
-        reference = math.inf if position.reference is None else position.reference
-        if value < reference - (options.min_delta if math.isfinite(reference) else 0.0):
-            position.reference, position.waited, position.stuck = value, 0, 0
-            return
-        position.waited += 1
-        position.stuck += 1
-        if options.schedule == "plateau" and position.stuck >= PLATEAU_PATIENCE:
-            position.rate, position.stuck = position.rate / 2, 0
+            position.best, position.waited = value, 0
+            self.best = {name: w.to("cpu", copy=True) for name, w in self.weights.items()}
+        else:
+            position.waited += 1
 
     def _checkpoint(self) -> None:
         """Write a checkpoint, unless there is one of this very position."""
-        here = self._here
-        if self.folder is None or here == self._saved:
+        if self.options.folder is None or self.here == self.saved:
             return
-        position = self.position
         self._look()
-        tensors, state = captured(self)
-        if self.accelerator.is_main_process:
-            self.folder.save(position.step, tensors, state, self.best)
-        self.accelerator.wait_for_everyone()
-        self._saved = here
-        self.last_checkpoint = self.folder.folder / f"step-{position.step:08d}"
+        self.last_checkpoint = save(self, self.options.folder)
+        self.saved = self.here
         self.hooks.checkpoint_saved(run=self, path=self.last_checkpoint)
 
     def _mind_interrupt(self) -> None:
-        """Turn Ctrl-C, noted by a signal handler, into an exception between two steps."""
+        """Turn Ctrl-C, noted by a signal handler, into a checkpoint and an exception."""
         asked = self.interrupted
-        if self.stepper.several:
+        if self.accelerator.num_processes > 1:
             # processes must leave together; they ask each other only now and then
             if self.position.batch and self.position.step % self.options.log_every:
                 return
-            device = self.accelerator.device
-            asked = bool(self.stepper.reduce(torch.tensor(float(asked), device=device)))
+            asked = bool(self._sum(torch.tensor(float(asked), device=self.accelerator.device)))
         if asked:
+            self._checkpoint()
+            where = f"stage {self.stage.name!r}, step {self.position.step}"
+            logger.warning("interrupted at %s; checkpoint %s", where, self.last_checkpoint)
             raise KeyboardInterrupt
 
-    def _leave(self) -> None:
-        at = f"stage {self.stage.name!r}, step {self.position.step}"
-        if self.folder is not None and self._between_steps and self.movers:
-            self._checkpoint()
-            logger.warning("interrupted at %s; checkpoint %s", at, self.last_checkpoint)
-        else:
-            last = self.last_checkpoint or "none"
-            logger.warning("interrupted at %s; last checkpoint: %s", at, last)
-
-    def _obituary(self, error: NotFinite) -> str:
-        position, options = self.position, self.options
-        step = f"step {position.step + 1}"
-        if error.late:
-            step = f"one of the {options.log_every} steps before step {position.step + 1}"
+    def _failure(self, what: str, late: bool = False) -> TrainingError:
+        """What is not finite, where, and what to do; late: weights may have moved since."""
+        position = self.position
+        step = f"step {position.step + 1} of the run. The model has the weights before it"
+        if late:
+            step = f"step {position.step} of the run or shortly before"
         last = self.last_checkpoint or "none (folder= makes a run write them)"
-        return (
-            f"{error.what} is not finite in stage {self.stage.name!r}, epoch {position.epoch + 1},"
-            f" {step} of the run. The model has the weights of the last finite step; last good"
-            f" checkpoint: {last}. Try a lower lr (now {options.lr:g}), clip_norm=,"
-            " standardised data, or non_finite='skip'"
+        return TrainingError(
+            f"{what} is not finite in stage {self.stage.name!r}, epoch {position.epoch + 1},"
+            f" {step}; last good checkpoint: {last}. Try a lower lr (now {self.options.lr:g}),"
+            " clip_norm=, or standardised data"
         )
 
+    @property
     def _label(self) -> str:
         budget = self.budgets[self.position.stage]
         of = f"/{budget.amount}" if budget.unit == "epochs" else ""
         return f"{self.stage.name} epoch {self.position.epoch + 1}{of}"
 
-    def _track(self, numbers: Mapping[str, float]) -> None:
+    def _track(self, group: str, numbers: Mapping[str, float]) -> None:
         if self.options.trackers:
-            self.accelerator.log(dict(numbers), step=self.position.step)
+            named = {f"{group}/{name}": value for name, value in numbers.items()}
+            self.accelerator.log(named, step=self.position.step)
 
-    def _thaw(self) -> None:
-        """Freeze and thaw parameters as the user had them; forget gradients."""
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        for parameter in self._free:
-            parameter.requires_grad_(True)
-        self.model.eval()
+
+def not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """The name of a weight that is NaN or infinite, or None."""
+    real = {name: value for name, value in weights.items() if value.is_floating_point()}
+    # a sum is finite only where all of it is, and one look tells; then each in turn
+    sums = [value.sum(dtype=torch.float64) for value in real.values()]
+    if not sums or math.isfinite(torch.stack(sums).sum()):
+        return None
+    return next((n for n, value in real.items() if not bool(value.isfinite().all())), None)

@@ -1,7 +1,7 @@
 """A VAE whose posterior is the logarithmic pool of its experts.
 
-    q(z | x_A) proportional to prod_{m in A} q_m(z | x_m)^(1/|A|)
-    L = E_q sum_{m in A} log p(x_m | z) - beta KL(q || p)
+q(z | x_A) proportional to prod_{m in A} q_m(z | x_m)^(1/|A|)
+L = E_q sum_{m in A} log p(x_m | z) - beta KL(q || p)
 """
 
 from __future__ import annotations

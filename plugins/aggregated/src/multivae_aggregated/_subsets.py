@@ -15,7 +15,7 @@ _ENUMERATED = 16
 
 def n_proper(count: int) -> int:
     """Number of subsets of 2 to ``count - 1`` modalities."""
-    return max(0, 2**count - count - 2)
+    return max(0, (1 << count) - count - 2)
 
 
 def draw_subsets(

@@ -160,7 +160,10 @@ class MMVAE(MultimodalVAE):
     ) -> tuple[Tensor, list[Tensor]]:
         """Log importance weights ``(R * K, B)``, and a cell for the weights of "dreg"."""
         experts, k = self._experts(encoded), self.config.n_samples
-        picked = experts.pick(sources.clamp_min(0))
+        if self.config.n_sources is None:
+            picked = experts if only is None else experts[only : only + 1]
+        else:
+            picked = experts.pick(sources.clamp_min(0))
         z = torch.cat(
             [
                 picked[place].sample(k, step.noise, ("shared", str(place + (only or 0))))
@@ -200,7 +203,8 @@ class MMVAE(MultimodalVAE):
         return experts
 
     def _experts(self, encoded: Tensor) -> Normal | Laplace:
-        return expert(*encoded.unbind(dim=2), self.config.family)
+        location, raw = encoded.unbind(dim=2)
+        return expert(location, raw, self.config.family)
 
     def _mixture(self, experts: Normal | Laplace, batch: Batch) -> Mixture:
         usable = batch.present | ~batch.something[:, None]

@@ -149,7 +149,9 @@ class MoPoE(MultimodalVAE):
         terms = {"reconstruction": Term(-log_px), "kl": Term(beta * kl)}
         style = {name: part.kl() for name, part in private.items()}
         if style:
-            weights = {("private", m): w for m, w in self.config.style_betas.items()}
+            weights: dict[LatentName, float] = {
+                ("private", m): w for m, w in self.config.style_betas.items()
+            }
             weighted = [weights.get(name, 1.0) * value for name, value in style.items()]
             if step.training:
                 total = self.config.beta_style * beta * torch.stack(weighted).sum(dim=0)
@@ -186,11 +188,7 @@ class MoPoE(MultimodalVAE):
 
     def _private(self, encoded: dict[LatentName, Tensor]) -> dict[LatentName, Normal]:
         # zeros in rows without the modality are N(0, I): the prior
-        return {
-            name: Normal(*part.unbind(dim=1))
-            for name, part in encoded.items()
-            if name != "shared"
-        }
+        return {name: _normal(part, 1) for name, part in encoded.items() if name != "shared"}
 
     def _chosen(self, weights: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Components to decode, ``(r, B)``, and their shares, which sum to 1 in every row."""
@@ -211,7 +209,12 @@ class MoPoE(MultimodalVAE):
 
 
 def _experts(encoded: Tensor) -> Normal:
-    return Normal(*encoded.unbind(dim=2))
+    return _normal(encoded, 2)
+
+
+def _normal(encoded: Tensor, axis: int) -> Normal:
+    location, log_variance = encoded.unbind(dim=axis)
+    return Normal(location, log_variance)
 
 
 def _subset_matrix(subsets: Sequence[Sequence[str]] | None, modalities: Sequence[str]) -> Tensor:

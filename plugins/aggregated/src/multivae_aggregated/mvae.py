@@ -88,12 +88,12 @@ class MVAE(MultimodalVAE):
 
     def posterior(self, batch: Batch) -> FactorisedPosterior:
         """The product of the prior and of what is present."""
-        return FactorisedPosterior({"shared": self._fused(batch, batch.present[None])[0]})
+        return FactorisedPosterior({"shared": self._fused(batch, batch.patterns[None])[0]})
 
     def loss(self, batch: Batch, step: Step) -> LossOutput:
         """One term per subset: the negative ELBO of what a row has of it, 0 where nothing."""
         subsets, names = self._subsets(batch, step)
-        members = groups_of(subsets, batch.present)
+        members = groups_of(subsets, batch.patterns)
         counts = members.any(dim=2)
         if self.config.duplicate_terms == "once":
             counts = counts & ~_met_before(members)
@@ -115,8 +115,9 @@ class MVAE(MultimodalVAE):
 
     def _fused(self, batch: Batch, members: Tensor) -> Normal:
         encoded = self.run_encoders(batch)["shared"]
-        experts = Normal(*encoded.unbind(dim=2))
-        joins = prior_joins(self.config.prior_expert, members, batch.present)
+        location, log_variance = encoded.unbind(dim=2)
+        experts = Normal(location, log_variance)
+        joins = prior_joins(self.config.prior_expert, members, batch.patterns)
         return self.fusion.groups(experts, members, joins)
 
     def _subsets(self, batch: Batch, step: Step) -> tuple[Tensor, list[str]]:

@@ -58,11 +58,5 @@ def _from_batch(data: IncompleteDataset | Batch) -> tuple[Arrays, Masks]:
     values = {
         name: x.detach().cpu().numpy().astype(np.float64) for name, x in batch.values.items()
     }
-    observed = {}
-    for name, x in values.items():
-        whole = batch.column(name).cpu().numpy()[:, None]
-        inside = batch.observed.get(name)
-        observed[name] = np.broadcast_to(whole, x.shape)
-        if inside is not None:
-            observed[name] = observed[name] & inside.cpu().numpy()
+    observed = {name: batch.seen(name).cpu().numpy() for name in values}
     return values, observed
