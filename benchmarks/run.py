@@ -90,9 +90,7 @@ def main() -> None:
     rounds = 3 if arguments.quick else arguments.rounds
     torch.set_num_threads(1)
     rows = [
-        (w.name, training_ratio(w, rounds), w.goal)
-        for w in TRAINING
-        if arguments.only in w.name
+        (w.name, training_ratio(w, rounds), w.goal) for w in TRAINING if arguments.only in w.name
     ]
     for model in ("mopoe", "mvae", "mmvae"):
         name = f"log-likelihood, {model} 5 x 100, K=1000"
