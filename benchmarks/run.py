@@ -110,7 +110,7 @@ def training_ratio(work: Workload, rounds: int) -> list[float]:
     torch.manual_seed(0)
     shape = PIXELS if work.images else (TABULAR,)
     names = [f"m{i}" for i in range(work.modalities)]
-    values = {name: torch.randn(512, *shape) for name in names}
+    values = {name: torch.randn(512 if work.images else 2048, *shape) for name in names}
     data = mv.IncompleteDataset(values)
     if work.missing:
         data = data.hide(work.missing, seed=0, keep_one=True)

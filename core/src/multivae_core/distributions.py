@@ -109,19 +109,21 @@ class Normal(Distribution):
 
     def sample(self, n: int, noise: NoiseSource, name: Hashable) -> Tensor:
         """Draw with gradients, ``(B, *event)`` -> ``(n, B, *event)``."""
-        return self._shifted(noise.normal(name, (n, *self.mean.shape)))
+        return self.place(noise.normal(name, (n, *self.mean.shape)))
 
     def sample_once(self, noise: NoiseSource, name: Hashable) -> Tensor:
         """Draw once from each of n Gaussians per row, ``(n, B, *event)``, with gradients."""
-        return self._shifted(noise.normal(name, tuple(self.mean.shape)))
+        return self.place(noise.normal(name, tuple(self.mean.shape)))
 
-    def _shifted(self, standard: Tensor) -> Tensor:
+    def place(self, standard: Tensor) -> Tensor:
+        """Shift and scale draws of N(0, 1), which broadcast against the mean."""
         return self.mean + (0.5 * self.log_variance).exp() * standard
 
     def log_prob(self, value: Tensor) -> Tensor:
         """See `Distribution.log_prob`."""
         squared = (value - self.mean).square() * (-self.log_variance).exp()
-        return self._summed(-0.5 * (squared + self.log_variance + _LOG_2PI))
+        constant = self._summed(self.log_variance + _LOG_2PI)
+        return -0.5 * (self._summed(squared) + constant)
 
     def kl(self, other: Normal | None = None) -> Tensor:
         """KL(self || other) in nats, ``(*batch)``; without another, the prior N(0, I)."""
@@ -138,7 +140,7 @@ class Normal(Distribution):
         """See `Distribution.detach`."""
         return self._each(Tensor.detach)
 
-    def __getitem__(self, item: int | slice | Tensor) -> Normal:
+    def __getitem__(self, item: Any) -> Normal:
         """Select along the first axis of the batch."""
         return self._each(lambda parameter: parameter[item])
 
@@ -182,16 +184,20 @@ class Laplace(Distribution):
 
     def sample(self, n: int, noise: NoiseSource, name: Hashable) -> Tensor:
         """Draw with gradients, ``(B, D)`` -> ``(n, B, D)``."""
-        return self.mean + self.scale * noise.laplace(name, (n, *self.mean.shape))
+        return self.place(noise.laplace(name, (n, *self.mean.shape)))
 
     def sample_once(self, noise: NoiseSource, name: Hashable) -> Tensor:
         """Draw once from each of n Laplaces per row, ``(n, B, D)``, with gradients."""
-        return self.mean + self.scale * noise.laplace(name, tuple(self.mean.shape))
+        return self.place(noise.laplace(name, tuple(self.mean.shape)))
+
+    def place(self, standard: Tensor) -> Tensor:
+        """Shift and scale draws of the Laplace of scale 1, which broadcast against the mean."""
+        return self.mean + self.scale * standard
 
     def log_prob(self, value: Tensor) -> Tensor:
         """See `Distribution.log_prob`."""
-        deviation = (value - self.mean).abs() / self.scale
-        return -(deviation + (2.0 * self.scale).log()).sum(dim=-1)
+        deviation = ((value - self.mean).abs() * self.scale.reciprocal()).sum(dim=-1)
+        return -(deviation + (2.0 * self.scale).log().sum(dim=-1))
 
     def kl(self, other: Laplace) -> Tensor:
         """KL(self || other) in nats, ``(*batch)``."""
@@ -204,7 +210,7 @@ class Laplace(Distribution):
         """See `Distribution.detach`."""
         return Laplace(self.mean.detach(), self.scale.detach())
 
-    def __getitem__(self, item: int | slice | Tensor) -> Laplace:
+    def __getitem__(self, item: Any) -> Laplace:
         """Select along the first axis of the batch."""
         return Laplace(self.mean[item], self.scale[item])
 

@@ -47,6 +47,8 @@ class LossOutput:
 
 def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
     """Logarithm of the mean of exponentials along one axis."""
+    if values.shape[dim] == 1:
+        return values.squeeze(dim)
     return values.logsumexp(dim=dim) - math.log(values.shape[dim])
 
 

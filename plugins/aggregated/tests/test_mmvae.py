@@ -68,11 +68,9 @@ def log_weight(model, batch, b, experts, z, beta=1.0, weights=None):
 def bounds(model, batch, noise, k, **options):
     """Looser and tight bound of every row by the formulas."""
     kind = "laplace" if model.config.family == LAPLACE else "normal"
-    shape = (k, batch.size, model.config.latent_dim)
-    eps = [
-        getattr(noise, kind)(("shared", str(m)), shape).numpy()
-        for m in range(len(model.modalities))
-    ]
+    count = len(model.modalities)
+    shape = (count * k, batch.size, model.config.latent_dim)
+    eps = getattr(noise, kind)("shared", shape).unflatten(0, (count, k)).numpy()
     looser, tight = np.zeros(batch.size), np.zeros(batch.size)
     for b in range(batch.size):
         experts = experts_of(model, batch, b)
@@ -280,7 +278,7 @@ class TestAcceptance:
         batch, step = make_batch(5, sizes, holes=False), training()
         found = -total(model.loss(model.prepare(batch), step)).detach()
         kind = "laplace" if family == LAPLACE else "normal"
-        eps = getattr(step.noise, kind)(("shared", "0"), (1, 5, 2))[0].numpy()
+        eps = getattr(step.noise, kind)("shared", (1, 5, 2))[0].numpy()
         for b in range(5):
             (q,) = experts_of(model, batch, b).values()
             z = q.args[0] + q.args[1] * eps[b]

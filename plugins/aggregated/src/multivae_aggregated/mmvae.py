@@ -96,8 +96,9 @@ class MMVAE(MultimodalVAE):
 
     def loss(self, batch: Batch, step: Step) -> LossOutput:
         """The negative bound as one term."""
-        encoded = self.run_encoders(batch)["shared"]
-        return self._negative_bound(encoded, self._sources(batch, step), batch, step)
+        encoded, sources = self.run_encoders(batch)["shared"], self._sources(batch, step)
+        standard = self._standard(sources, step)
+        return self._negative_bound(encoded, sources, standard, batch, step)
 
     def loss_pieces(self, batch: Batch, step: Step) -> Iterator[LossOutput]:
         """The looser bound, source by source, where the decoders' work outgrows the cache.
@@ -111,29 +112,42 @@ class MMVAE(MultimodalVAE):
             yield self.loss(batch, step)
             return
         encoded = self.run_encoders(batch)["shared"]
-        cut = encoded.detach().requires_grad_()
+        cut, standard = encoded.detach().requires_grad_(), self._standard(sources, step)
         for number in range(sources.shape[0]):
-            yield self._negative_bound(cut, sources, batch, step, number)
+            yield self._negative_bound(cut, sources, standard, batch, step, number)
         if cut.grad is not None:
             yield LossOutput(terms={}, surrogate=(encoded * cut.grad).sum())
 
     def _negative_bound(
-        self, encoded: Tensor, sources: Tensor, batch: Batch, step: Step, only: int | None = None
+        self,
+        encoded: Tensor,
+        sources: Tensor,
+        standard: Tensor,
+        batch: Batch,
+        step: Step,
+        only: int | None = None,
     ) -> LossOutput:
         """The negative bound, or one source's part of it.
 
         Args:
             encoded: Locations and raw scales, ``(M, B, 2, D)``.
             sources: Numbers of the experts that are drawn from, ``(R, B)``; -1: none.
+            standard: Draws of location 0 and scale 1, ``(R, K, B, D)``.
             batch: What is seen.
             step: Where training stands.
             only: Position of a single source; None: all of them.
         """
         share = 1.0 / (sources >= 0).sum(dim=0).clamp_min(1).to(self.dtype)
-        if only is not None:
-            sources = sources[only : only + 1]
+        chosen = slice(None) if only is None else slice(only, only + 1)
+        sources = sources[chosen]
         usable = sources >= 0
-        log_w, cell = self._log_weights(encoded, sources, batch, step, only)
+        experts = self._experts(encoded)
+        if self.config.n_sources is None:
+            picked = experts[chosen]
+        else:
+            picked = experts.pick(sources.clamp_min(0))
+        z = picked[:, None].place(standard[chosen]).flatten(0, 1)
+        log_w, cell = self._log_weights(experts, z, sources, batch, step)
         log_w = log_w.unflatten(0, (sources.shape[0], self.config.n_samples))
 
         seen = usable.any(dim=0)
@@ -156,31 +170,32 @@ class MMVAE(MultimodalVAE):
         return LossOutput(terms={"bound": Term(-value)}, bound=-bound.detach())
 
     def _log_weights(
-        self, encoded: Tensor, sources: Tensor, batch: Batch, step: Step, only: int | None
+        self,
+        experts: Normal | Laplace,
+        z: Tensor,
+        sources: Tensor,
+        batch: Batch,
+        step: Step,
     ) -> tuple[Tensor, list[Tensor]]:
         """Log importance weights ``(R * K, B)``, and a cell for the weights of "dreg"."""
-        experts, k = self._experts(encoded), self.config.n_samples
-        if self.config.n_sources is None:
-            picked = experts if only is None else experts[only : only + 1]
-        else:
-            picked = experts.pick(sources.clamp_min(0))
-        z = torch.cat(
-            [
-                picked[place].sample(k, step.noise, ("shared", str(place + (only or 0))))
-                for place in range(sources.shape[0])
-            ]
-        )
         cell: list[Tensor] = []
         if self.config.estimator == "dreg":
             z = scale_gradient(z, cell)
         scored = experts if self.config.estimator == "iwae" else experts.detach()
         log_qz = self._mixture(scored, batch).log_prob(z)
         log_pz = self.shared_prior.log_prob(z)
-        valid = (sources >= 0).repeat_interleave(k, dim=0)
+        valid = (sources >= 0).repeat_interleave(self.config.n_samples, dim=0)
         log_px = self.reconstruction(
             {"shared": z}, batch, step, None if bool(valid.all()) else valid
         )
         return log_px + self.beta(step) * (log_pz - log_qz), cell
+
+    def _standard(self, sources: Tensor, step: Step) -> Tensor:
+        """Draws of location 0 and scale 1, ``(R, K, B, D)``, of the experts' family."""
+        (count, rows), k = sources.shape, self.config.n_samples
+        laplace = self.config.family == "laplace_with_softmax"
+        draw = step.noise.laplace if laplace else step.noise.normal
+        return draw("shared", (count * k, rows, self.config.latent_dim)).view(count, k, rows, -1)
 
     def _sources(self, batch: Batch, step: Step) -> Tensor:
         """Numbers of the experts that every row draws from, ``(R, B)``; -1: none."""
