@@ -322,7 +322,7 @@ class TestRefusals:
             fusion.groups(experts(), groups_of(all_subsets(M), masks(B, M)))
 
     def test_a_mixture_cannot_be_the_inner_rule(self):
-        with pytest.raises(ConfigError, match="inner: must be a rule that gives one Gaussian"):
+        with pytest.raises(ConfigError, match="inner: must give one Gaussian per subset"):
             build("fusions", MixtureOfProductsConfig(inner="mixture"), M, D)
 
     def test_unknown_rules_are_named(self):

@@ -26,6 +26,7 @@ __all__ = [
     "WeightedProductFusion",
     "all_subsets",
     "fixed_subsets",
+    "gaussian_fusion",
     "groups_of",
     "prior_joins",
     "subset_mixture",
@@ -237,9 +238,7 @@ class MixtureOfProductsFusion(Fusion):
 
     def __init__(self, config: MixtureOfProductsConfig, n_experts: int, latent_dim: int) -> None:
         super().__init__(config, n_experts, latent_dim)
-        self.inner: Fusion = build("fusions", config.inner, n_experts, latent_dim)
-        if not self.inner.gaussian:
-            raise ConfigError("must be a rule that gives one Gaussian per subset", "inner")
+        self.inner = gaussian_fusion(config.inner, n_experts, latent_dim, "inner")
         subsets = fixed_subsets(n_experts, config.max_subsets)
         self.register_buffer("subsets", subsets, persistent=False)
 
@@ -249,6 +248,23 @@ class MixtureOfProductsFusion(Fusion):
         return subset_mixture(
             self.inner, experts[: self.n_experts], present, self.subsets, self.config.prior_expert
         )
+
+
+def gaussian_fusion(config: Any, n_experts: int, latent_dim: int, option: str) -> Fusion:
+    """Build a rule that gives one Gaussian per subset; refuse any other.
+
+    Args:
+        config: The configuration of the rule.
+        n_experts: Number of modalities M.
+        latent_dim: Size D of the latent.
+        option: Where the configuration comes from, for the message.
+    """
+    fusion: Fusion = build("fusions", config, n_experts, latent_dim)
+    if not fusion.gaussian:
+        raise ConfigError(
+            "must give one Gaussian per subset, a mixture does not; choose 'product'", option
+        )
+    return fusion
 
 
 def all_subsets(n: int) -> Tensor:

@@ -23,21 +23,7 @@ if TYPE_CHECKING:
     from multivae_core.data import IncompleteDataset
     from multivae_core.estimation import Estimate
 
-__all__ = ["CAPABILITIES", "MultimodalVAE"]
-
-CAPABILITIES = frozenset(
-    {
-        "joint_likelihood",
-        "conditional_likelihood",
-        "generate",
-        "posterior_density",
-        "loss_is_bound",
-        "row_objective",
-        "private_latents",
-        "encodes_any_subset",
-    }
-)
-"""All that a model may be able to do; its registry entry lists what it is."""
+__all__ = ["MultimodalVAE"]
 
 
 class MultimodalVAE(MultimodalNetworks):

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from multivae_aggregated._subsets import draw_available
-from multivae_core.config import build, component, config, each, non_negative, one_of, positive
+from multivae_core.config import component, config, each, non_negative, one_of, positive
 from multivae_core.data import Batch
 from multivae_core.distributions import Distribution, Mixture, Normal
 from multivae_core.errors import ConfigError
-from multivae_core.fusion import PRIOR_EXPERT, Fusion, fixed_subsets, subset_mixture
+from multivae_core.fusion import PRIOR_EXPERT, fixed_subsets, gaussian_fusion, subset_mixture
 from multivae_core.losses import LossOutput, Term
 from multivae_core.model import MultimodalVAE
 from multivae_core.model_config import ModelConfig
@@ -111,11 +111,7 @@ class MoPoE(MultimodalVAE):
     def __init__(self, config: MoPoEConfig, **networks: Any) -> None:
         super().__init__(config, **networks)
         count = len(self.modalities)
-        self.fusion: Fusion = build("fusions", config.fusion, count, config.latent_dim)
-        if not self.fusion.gaussian:
-            raise ConfigError(
-                "must give one Gaussian per subset, a mixture does not; choose 'product'", "fusion"
-            )
+        self.fusion = gaussian_fusion(config.fusion, count, config.latent_dim, "fusion")
         self.register_buffer("subsets", _subset_matrix(config.subsets, self.modalities))
 
     def private_dims(self) -> dict[str, int]:

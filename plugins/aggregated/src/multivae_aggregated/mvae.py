@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from multivae_aggregated._subsets import draw_subsets, n_proper
-from multivae_core.config import build, component, config, non_negative, one_of
+from multivae_core.config import component, config, non_negative, one_of
 from multivae_core.data import Batch
 from multivae_core.distributions import Normal
 from multivae_core.errors import ConfigError
-from multivae_core.fusion import PRIOR_EXPERT, Fusion, groups_of, prior_joins
+from multivae_core.fusion import PRIOR_EXPERT, gaussian_fusion, groups_of, prior_joins
 from multivae_core.losses import LossOutput, Term
 from multivae_core.model import MultimodalVAE
 from multivae_core.model_config import ModelConfig
@@ -80,11 +80,7 @@ class MVAE(MultimodalVAE):
                 f" modalities, got {config.n_subsets}; ask for fewer",
                 "n_subsets",
             )
-        self.fusion: Fusion = build("fusions", config.fusion, count, config.latent_dim)
-        if not self.fusion.gaussian:
-            raise ConfigError(
-                "must give one Gaussian per subset, a mixture does not; choose 'product'", "fusion"
-            )
+        self.fusion = gaussian_fusion(config.fusion, count, config.latent_dim, "fusion")
 
     def posterior(self, batch: Batch) -> FactorisedPosterior:
         """The product of the prior and of what is present."""
