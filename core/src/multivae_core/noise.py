@@ -71,8 +71,7 @@ class NoiseSource(ABC):
 
     def laplace(self, name: Hashable, shape: tuple[int, ...]) -> Tensor:
         """Draw from the Laplace distribution of scale 1; ``shape`` is ``(n, B, *event)``."""
-        centred = self.uniform(name, shape) - 0.5
-        return -centred.sign() * torch.log1p(-2.0 * centred.abs())
+        return _laplace_quantile(self.uniform(name, shape))
 
     def choice(self, name: Hashable, probabilities: Tensor, n: int) -> Tensor:
         """Allot ``n`` draws of every row to its components by systematic sampling.
@@ -120,9 +119,7 @@ class RowNoise(NoiseSource):
     def uniform(self, name: Hashable, shape: tuple[int, ...]) -> Tensor:
         """See `NoiseSource.uniform`."""
         n, rows, *event = shape
-        size = 1
-        for length in event:
-            size *= length
+        size = torch.Size(event).numel()
         samples = torch.arange(n, device=self.device)[:, None]
         per_row = _mix(_mix(self.index + _key(self.seed, name)) + _mix(samples + 0x5851F42D))
         elements = _mix(torch.arange(size, device=self.device) + 0x14057B7E)
