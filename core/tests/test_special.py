@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from multivae_core import special
@@ -70,11 +70,16 @@ def test_gamma_quantile_agrees_with_scipy(p: float, shape: float) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(p=probability, rate=st.floats(-6, 7).map(lambda e: 10.0**e))
+@example(p=0.999999999, rate=1e7)
 def test_poisson_quantile_is_the_smallest_count(p: float, rate: float) -> None:
     k = special.poisson_quantile(p, double(rate))
     assert special.poisson_cdf(k, double(rate)).item() >= p
     assert special.poisson_cdf(k - 1, double(rate)).item() < p
-    assert k.item() == pytest.approx(stats.poisson.ppf(p, rate), rel=1e-9, abs=0)
+    # In the tail of a large rate many counts share a probability to 1e-11, which is as well as
+    # the incomplete gamma function is known there; so probabilities are compared, not counts.
+    slack = 1e-10
+    assert stats.poisson.cdf(k.item(), rate) >= p - slack
+    assert stats.poisson.cdf(k.item() - 1, rate) < p + slack
 
 
 @settings(max_examples=60, deadline=None)

@@ -15,11 +15,17 @@ if TYPE_CHECKING:
     from multivae_aggregated.mopoe import MoPoE, MoPoEConfig
     from multivae_aggregated.mvae import MVAE, MVAEConfig
 
+_MODULES = {
+    "MMVAE": "mmvae",
+    "MVAE": "mvae",
+    "MoPoE": "mopoe",
+}
+
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{name.removesuffix('Config').lower()}")
+    module = import_module(f"{__name__}.{_MODULES[name.removesuffix('Config')]}")
     return getattr(module, name)
 
 

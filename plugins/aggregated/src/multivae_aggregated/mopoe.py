@@ -19,15 +19,14 @@ import attrs
 import torch
 from torch import Tensor
 
+from multivae_aggregated._private import PrivateConfig, PrivateVAE, normal
 from multivae_aggregated._subsets import draw_available
-from multivae_core.config import component, config, each, non_negative, one_of, positive
+from multivae_core.config import component, config, non_negative, one_of, positive
 from multivae_core.data import Batch
 from multivae_core.distributions import Distribution, Mixture, Normal
 from multivae_core.errors import ConfigError
 from multivae_core.fusion import PRIOR_EXPERT, fixed_subsets, gaussian_fusion, subset_mixture
 from multivae_core.losses import LossOutput, Term
-from multivae_core.model import MultimodalVAE
-from multivae_core.model_config import ModelConfig
 from multivae_core.noise import Step
 from multivae_core.posteriors import FactorisedPosterior, LatentName, Latents
 
@@ -37,15 +36,13 @@ _MOST_SUBSETS = 1023
 
 
 @config
-class MoPoEConfig(ModelConfig):
+class MoPoEConfig(PrivateConfig):
     """Options of MoPoE beside those of every model.
 
     Args:
         subsets: The subsets of the mixture, each a list of modalities; None: all non-empty ones.
             A row that has none of them in full mixes what it has of each.
-        private_dims: Size of every modality's private latent; modalities left out have none.
         beta_style: Weight of the private divergences; multiplied by beta too.
-        style_betas: One more weight for single modalities' private divergences.
         prior_expert: In which products N(0, I) is one more expert: ``largest``, the product of
             all that a row has, so that a row with modalities A is treated as complete data on A;
             ``full_set``, the authors' code, which is the same on complete rows; ``always``,
@@ -63,9 +60,7 @@ class MoPoEConfig(ModelConfig):
     """
 
     subsets: list[list[str]] | None = None
-    private_dims: dict[str, int] = attrs.field(factory=dict, validator=each(positive))
     beta_style: float = attrs.field(default=1.0, validator=non_negative)
-    style_betas: dict[str, float] = attrs.field(factory=dict, validator=each(non_negative))
     prior_expert: str = attrs.field(default="largest", validator=one_of(*PRIOR_EXPERT))
     fusion: Any = component("fusions", default="product")
     n_components_per_step: int = attrs.field(default=1, validator=positive)
@@ -79,17 +74,7 @@ class MoPoEConfig(ModelConfig):
     proposal: str = attrs.field(default="mixture", validator=one_of("product", "mixture"))
 
     def __attrs_post_init__(self) -> None:
-        for name in self.private_dims:
-            if name not in self.modalities:
-                raise self._unknown(f"private_dims.{name}")
-        for name in self.style_betas:
-            if name not in self.modalities:
-                raise self._unknown(f"style_betas.{name}")
-            if name not in self.private_dims:
-                raise ConfigError(
-                    "the modality has no private latent; give it a size in private_dims",
-                    f"style_betas.{name}",
-                )
+        super().__attrs_post_init__()
         if self.subsets is not None:
             _check_subsets(self.subsets, list(self.modalities))
             if self.n_subsets is not None:
@@ -98,11 +83,8 @@ class MoPoEConfig(ModelConfig):
                     "n_subsets",
                 )
 
-    def _unknown(self, path: str) -> ConfigError:
-        return ConfigError(f"unknown modality; there is {', '.join(self.modalities)}", path)
 
-
-class MoPoE(MultimodalVAE):
+class MoPoE(PrivateVAE):
     """Multimodal VAE with a mixture of products of experts (Sutter et al. 2021)."""
 
     config: MoPoEConfig
@@ -113,10 +95,6 @@ class MoPoE(MultimodalVAE):
         count = len(self.modalities)
         self.fusion = gaussian_fusion(config.fusion, count, config.latent_dim, "fusion")
         self.register_buffer("subsets", _subset_matrix(config.subsets, self.modalities))
-
-    def private_dims(self) -> dict[str, int]:
-        """Size of every modality's private latent."""
-        return self.config.private_dims
 
     def posterior(self, batch: Batch) -> FactorisedPosterior:
         """What a row is encoded with; see the option ``encode_with``."""
@@ -134,38 +112,27 @@ class MoPoE(MultimodalVAE):
         chosen, share = self._chosen(mixture.weights, step)
         picked = components.pick(chosen)
         latents: Latents = {"shared": picked.sample_once(step.noise, "shared")}
-        private = self._private(encoded)
-        for name, part in private.items():
-            latents[name] = part.sample(len(chosen), step.noise, name)
+        private = self.private(encoded)
+        latents |= self.draw_private(private, len(chosen), step.noise)
 
         valid = None if bool((share > 0).all()) else share > 0
         log_px = (share * self.reconstruction(latents, batch, step, valid)).sum(dim=0)
         kl = self._shared_kl(mixture, picked, latents["shared"], share)
         beta = self.beta(step)
         terms = {"reconstruction": Term(-log_px), "kl": Term(beta * kl)}
-        style = {name: part.kl() for name, part in private.items()}
-        if style:
-            weights: dict[LatentName, float] = {
-                ("private", m): w for m, w in self.config.style_betas.items()
-            }
-            weighted = [weights.get(name, 1.0) * value for name, value in style.items()]
-            if step.training:
-                total = self.config.beta_style * beta * torch.stack(weighted).sum(dim=0)
-            else:
-                total = torch.stack(list(style.values())).sum(dim=0)
-            terms["kl_private"] = Term(total)
+        terms |= self.private_terms(private, step, self.config.beta_style * beta)
         return LossOutput(terms=terms, metrics={"kl": kl.detach()})
 
     def _posterior(self, batch: Batch, kind: str) -> FactorisedPosterior:
         encoded = self.run_encoders(batch)
         parts: dict[LatentName, Distribution] = {"shared": self._joint(encoded, batch, kind)}
-        return FactorisedPosterior(parts | self._private(encoded))
+        return FactorisedPosterior(parts | self.private(encoded))
 
     def _joint(self, encoded: dict[LatentName, Tensor], batch: Batch, kind: str) -> Distribution:
         if kind == "mixture":
             return self._mixture(encoded["shared"], batch, None)
         everything = torch.ones_like(batch.present[:1])
-        experts = _experts(encoded["shared"])
+        experts = normal(encoded["shared"], 2)
         one = subset_mixture(
             self.fusion, experts, batch.patterns, everything, self.config.prior_expert
         )
@@ -179,12 +146,8 @@ class MoPoE(MultimodalVAE):
                 self.config.n_subsets, batch.present, step.noise, by_size=by_size
             )
         present = batch.patterns if subsets.ndim == 2 else batch.present
-        experts, rule = _experts(encoded), self.config.prior_expert
+        experts, rule = normal(encoded, 2), self.config.prior_expert
         return subset_mixture(self.fusion, experts, present, subsets, rule)
-
-    def _private(self, encoded: dict[LatentName, Tensor]) -> dict[LatentName, Normal]:
-        # zeros in rows without the modality are N(0, I): the prior
-        return {name: _normal(part, 1) for name, part in encoded.items() if name != "shared"}
 
     def _chosen(self, weights: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Components to decode, ``(r, B)``, and their shares, which sum to 1 in every row."""
@@ -202,15 +165,6 @@ class MoPoE(MultimodalVAE):
             return (share * (picked.log_prob(z) - self.shared_prior.log_prob(z))).sum(dim=0)
         weights = mixture.weights.T
         return torch.where(weights > 0, weights * each, 0.0).sum(dim=0)
-
-
-def _experts(encoded: Tensor) -> Normal:
-    return _normal(encoded, 2)
-
-
-def _normal(encoded: Tensor, axis: int) -> Normal:
-    location, log_variance = encoded.unbind(dim=axis)
-    return Normal(location, log_variance)
 
 
 def _subset_matrix(subsets: Sequence[Sequence[str]] | None, modalities: Sequence[str]) -> Tensor:
