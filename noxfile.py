@@ -78,9 +78,13 @@ def pip(session: nox.Session, python: str, command: str, *arguments: str) -> Non
 
 def work(session: nox.Session) -> str:
     """Return the Python of the environment in which everything is installed editable."""
-    editable = [part for folder in DISTRIBUTIONS for part in ("-e", path(folder))]
-    requirements = list(group("work"))
-    return environment(session, "work", requirements, ["--no-build-isolation", *editable])
+    return environment(session, "work", list(group("work")), editable())
+
+
+def editable() -> list[str]:
+    """Return the arguments of pip that install every distribution editable."""
+    folders = [part for folder in DISTRIBUTIONS for part in ("-e", path(folder))]
+    return ["--no-build-isolation", *folders]
 
 
 def wheels(session: nox.Session) -> str:
@@ -118,24 +122,60 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Run all tests and examples in docstrings; ``nox -s tests -- -k name`` for some of them."""
+    """Run all tests and examples in docstrings; ``nox -s tests -- -k name`` for some of them.
+
+    The reference numbers and the conformance kit have sessions of their own.
+    """
     folders = [f"{path(folder)}/{part}" for folder in DISTRIBUTIONS for part in ("src", "tests")]
-    options = ["--doctest-modules", *folders, "integration_tests", *session.posargs]
-    run(session, work(session), "-m", "pytest", *options)
+    apart = [f"--ignore=integration_tests/{part}" for part in ("golden", "kit")]
+    options = ["-n", "auto", "--doctest-modules", *folders, "integration_tests", *apart]
+    run(session, work(session), "-m", "pytest", *options, *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def golden(session: nox.Session) -> None:
     """Compare the models with the reference numbers in MULTIVAE_GOLDEN (../shared/golden)."""
-    where = os.environ.get("MULTIVAE_GOLDEN", str(ROOT.parent / "shared" / "golden"))
-    arguments = ["-m", "pytest", "integration_tests/golden", *session.posargs]
-    run(session, work(session), *arguments, MULTIVAE_GOLDEN=where)
+    compare(session, *session.posargs)
+
+
+def compare(session: nox.Session, *arguments: str, **env: str) -> None:
+    """Run the comparison with reference numbers."""
+    env["MULTIVAE_GOLDEN"] = os.environ.get(
+        "MULTIVAE_GOLDEN", str(ROOT.parent / "shared" / "golden")
+    )
+    run(session, work(session), "-m", "pytest", "integration_tests/golden", *arguments, **env)
+
+
+@nox.session(venv_backend="none")
+def kit(session: nox.Session) -> None:
+    """Check every model against the rules of all models, and the rules against mistakes."""
+    run(session, work(session), "-m", "pytest", "integration_tests/kit", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def truth(session: nox.Session) -> None:
+    """Run golden and kit, and print model x {golden, oracle, kit, incomplete}."""
+    results = ROOT / "runs" / "truth"
+    results.mkdir(parents=True, exist_ok=True)
+    for old in results.glob("*.json"):
+        old.unlink()
+    where = {"MULTIVAE_RESULTS": str(results)}
+    compare(session, **where)
+    run(session, work(session), "-m", "pytest", "integration_tests/kit", **where)
+    run(session, work(session), "tools/truth_table.py", str(results))
 
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """Measure training time over the time of the bare networks (``-- --quick``: fewer rounds)."""
     run(session, work(session), "benchmarks/run.py", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def race(session: nox.Session) -> None:
+    """Race against the package multivae 1.0.3 (an hour); ``-- --only mfeat/mopoe --seeds 0``."""
+    python = environment(session, "race", list(group("build", "race")), editable())
+    run(session, python, "benchmarks/race/run.py", *session.posargs)
 
 
 @nox.session(venv_backend="none")

@@ -28,36 +28,73 @@ import torch
 from torch import nn
 
 import multivae_core as mv
+from multivae_core.noise import Step, TrainingNoise
 from multivae_datasets.linear_gaussian import LinearGaussian
 
 FEATURES = {"a": 5, "b": 6, "c": 7}
 SUBSETS = [s for k in (1, 2, 3) for s in itertools.combinations(FEATURES, k)]
 PAIRS = [(g, t) for g in SUBSETS for t in SUBSETS if not {*g} & {*t}]
 ROWS, SAMPLES = 210, 1000
+LINEAR = {"type": "mlp", "hidden": []}
 
 
 @attrs.frozen
 class Case:
-    """A model, its options, and the rule by which its experts are made."""
+    """A model, its options, and the rule by which its experts are made.
+
+    ``least``: share of the samples that must be effective in the worst row. Every private latent
+    costs some: at a deviation too wide by 1.2, 1 in 20.
+    """
 
     model: str
     rule: str
     options: dict[str, Any] = attrs.field(factory=dict)
     private: int = 0
+    least: float = 0.1
 
 
 NORMAL = {"family": "normal"}  # its prior is N(0, I) until it is trained
 SOFTPLUS = {"family": "normal_with_softplus", "prior": "standard_normal"}
+ONE = {"private_dims": 1}
 CASES = {
+    "jmvae": Case("jmvae", "posterior", {"joint_encoder": LINEAR}),
+    "jmvae without correction": Case(
+        "jmvae", "share", {"joint_encoder": LINEAR, "subset_posterior": "poe"}
+    ),
+    "telbo": Case("telbo", "posterior", {"joint_encoder": LINEAR, "proposal_scale": 1.0}),
+    "jnf": Case("jnf", "posterior", {"joint_encoder": LINEAR, "flow_context": "base"}),
     "mvae": Case("mvae", "likelihood"),
     "mvae without prior expert": Case("mvae", "share", {"prior_expert": "never"}),
     "mmvae": Case("mmvae", "posterior", NORMAL),
     "mmvae softplus": Case("mmvae", "posterior", SOFTPLUS),
+    "mmvae_plus": Case("mmvae_plus", "posterior", NORMAL | ONE, 1, least=0.05),
+    # with its own default experts that are right for one modality are not for several
+    "dmvae": Case("dmvae", "likelihood", ONE | {"prior_expert": "always"}, 1),
     "mopoe": Case("mopoe", "likelihood"),
     "mopoe prior always": Case("mopoe", "likelihood", {"prior_expert": "always"}),
     "mopoe prior never": Case("mopoe", "share", {"prior_expert": "never"}),
     "mopoe product proposal": Case("mopoe", "likelihood", {"proposal": "product"}),
     "mopoe private": Case("mopoe", "likelihood", {"private_dims": dict.fromkeys("abc", 2)}, 2),
+    "mopoe learned weights": Case("mopoe", "likelihood", {"subset_weights": "learned"}),
+    "codevae": Case("codevae", "posterior"),
+    "mwbvae": Case("mwbvae", "posterior"),
+    "helvae": Case("helvae", "posterior"),
+    "helvae mixture": Case("helvae", "share", {"fusion": "hellinger_mixture"}),
+    "masked_pi": Case("masked_pi", "likelihood", {"fusion": "product", "prior_expert": "always"}),
+    "mvtcae": Case("mvtcae", "share"),
+    "mmjsd": Case("mmjsd", "posterior"),
+    "gpoe": Case("gpoe", "posterior"),
+    "gpoe private": Case(
+        "gpoe",
+        "likelihood",
+        {
+            "fusion": "product",
+            "prior_expert": "always",
+            "private_dims": dict.fromkeys("abc", 2),
+        },
+        2,
+    ),
+    "gpoe mixture": Case("gpoe", "posterior", {"fusion": "mixture"}),
 }
 EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 MAIN_CASES = pytest.mark.parametrize("name", ["mvae", "mmvae", "mopoe"])
@@ -94,7 +131,27 @@ def model_of(case, factor):
         for name in FEATURES:
             set_encoder(model, truth, name, case, factor)
             set_decoder(model, truth, name)
+        if hasattr(model, "joint_encoder"):
+            set_joint_encoder(model, truth, factor)
+        for flow in getattr(model, "flows", nn.Module()).parameters():
+            flow.zero_()  # the identity: surrogates are the Gaussians of the bases
     return truth, model
+
+
+def set_joint_encoder(model, truth, factor):
+    """The exact posterior of complete rows: the precisions of all, and of the prior, add up."""
+    experts = {name: truth.expert(name, "likelihood") for name in FEATURES}
+    total = 1.0 + sum(1.0 / expert.variance for expert in experts.values())
+    head, place = model.joint_encoder.head, 0
+    head.weight.zero_()
+    head.bias.zero_()
+    head.bias[3:] = torch.as_tensor(factor**2 / total).log()
+    for name, size in FEATURES.items():
+        pull, transform = 1.0 / (experts[name].variance * total), model.transforms[name]
+        weight = torch.as_tensor(pull[:, None] * experts[name].weight)
+        head.weight[:3, place : place + size] = weight * transform.scale
+        head.bias[:3] += weight @ transform.shift + torch.as_tensor(pull * experts[name].bias)
+        place += size
 
 
 def set_encoder(model, truth, name, case, factor):
@@ -141,11 +198,11 @@ def missed(estimate, exact):
     return error > 4 * estimate.standard_error + 1e-9
 
 
-def assert_reliable(estimate, where):
+def assert_reliable(estimate, where, least=0.1):
     share = estimate.effective_sample_size.min() / estimate.n_samples
-    assert share >= 0.1, f"{where}: effective sample size {share:.3f} of the samples"
+    assert share >= least, f"{where}: effective sample size {share:.3f} of the samples"
     worst = estimate.standard_error.max()
-    assert worst <= 0.1, f"{where}: standard error {worst:.3f} nats"
+    assert worst <= 0.1 * (0.1 / least) ** 0.5, f"{where}: standard error {worst:.3f} nats"
 
 
 @EVERY_CASE
@@ -154,7 +211,7 @@ def test_log_likelihood_is_exact_within_its_error(case):
     misses = []
     for where, data in patterns_of(truth.sample(ROWS, seed=0)).items():
         estimate = model.log_likelihood(data, n_samples=SAMPLES, seed=1)
-        assert_reliable(estimate, where)
+        assert_reliable(estimate, where, case.least)
         misses.append(missed(estimate, truth.log_likelihood(data)))
     rows = torch.cat(misses)
     assert rows.sum() <= len(rows) / 1000
@@ -275,3 +332,49 @@ def test_predictions_are_conditional_means(name):
     spread = np.sqrt(posterior.variance @ (loading**2).T)
     predicted = model.predict(data, targets=("c",), n_samples=4000, seed=9)["c"].numpy()
     assert (np.abs(predicted - mean) < 5 * spread / np.sqrt(4000)).all()
+
+
+def test_the_masked_bound_of_true_experts_is_the_likelihood():
+    # Both of its parts are exact for every mask: log p(x_S) and log p(the rest | x_S). Means over
+    # 200 draws of latents and masks, within 4.5 standard errors.
+    truth, model = model_of(CASES["masked_pi"], 1.0)
+    for where, data in patterns_of(truth.sample(40, seed=10)).items():
+        many = data.subset(torch.arange(len(data)).repeat(200))
+        batch = model.prepare(many.batch())
+        noise = TrainingNoise(0, 0, dtype=torch.float64)
+        with torch.no_grad():
+            out = model.loss(batch, Step(training=True, noise=noise))
+        found = -sum(term.value for term in out.terms.values()).view(200, -1)
+        # the loss is on the model's scale
+        exact = torch.as_tensor(truth.log_likelihood(data))
+        for name in FEATURES:
+            moved = model.transforms[name].scale.log().sum()
+            exact = exact + torch.where(batch.column(name)[: len(data)], moved, 0.0)
+        slack = 4.5 * found.std(dim=0) / 200**0.5 + 1e-9
+        assert ((found.mean(dim=0) - exact).abs() <= slack).all(), where
+
+
+@pytest.mark.parametrize("pooling", ["sum", "attention"])
+def test_a_learned_pool_finds_a_proposal_that_keeps_likelihoods_exact(pooling):
+    # Its experts cannot be set: encoders and pool are fitted to the true decoders.
+    fusion = {"type": "pooling", "pooling": pooling, "width": 32}
+    truth, model = model_of(Case("masked_pi", "posterior", {"fusion": fusion}), 1.0)
+    data = truth.sample(1000, seed=11).batch()
+    batches = [model.prepare(data.take(torch.arange(n, 1000, 10))) for n in range(10)]
+    learned = [*model.encoders.parameters(), *model.fusion.parameters()]
+    optimiser = torch.optim.Adam(learned, lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, total_iters=200)
+    for number in range(200):
+        step = Step(training=True, noise=TrainingNoise(0, number, dtype=torch.float64))
+        optimiser.zero_grad()
+        out = model.loss(batches[number % 10], step)
+        sum(term.value for term in out.terms.values()).mean().backward()
+        optimiser.step()
+        schedule.step()
+    misses = []
+    for where, part in patterns_of(truth.sample(ROWS, seed=0)).items():
+        estimate = model.log_likelihood(part, n_samples=SAMPLES, seed=1)
+        assert_reliable(estimate, where)
+        misses.append(missed(estimate, truth.log_likelihood(part)))
+    rows = torch.cat(misses)
+    assert rows.sum() <= len(rows) / 1000

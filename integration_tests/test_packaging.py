@@ -169,3 +169,10 @@ def test_the_readme_commands_are_the_ones_ci_runs() -> None:
     command = "python -m pip install nox && nox -s tests"
     assert command in readme
     assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+@each_plugin
+def test_the_readme_names_every_model(folder: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    models = [spec.name for spec in specs(folder) if spec.kind == "models"]
+    assert [model for model in models if f"`{model}`" not in readme] == []

@@ -16,11 +16,16 @@ from torch import Tensor
 import multivae_core as mv
 from multivae_core.persistence import read_tensors, write_tensors
 
-MODELS = ("mmvae", "mopoe", "mvae")
+MODELS = ("dmvae", "gpoe", "mmjsd", "mmvae", "mmvae_plus", "mopoe", "mvae", "mvtcae")
 VARIANTS: dict[str, dict[str, Any]] = {
+    "dmvae": {"private_dims": 2, "n_sources": 2},
+    "gpoe": {"fusion": "mixture_of_products", "private_dims": {"table": 2}},
+    "mmjsd": {"private_dims": {"image": 2}, "weights": {"table": 2.0}},
     "mmvae": {"latent_dim": 2, "dtype": "float64"},
+    "mmvae_plus": {"private_dims": {"table": 2, "image": 2}, "tie_private_prior": True},
     "mopoe": {"private_dims": {"image": 2}},
     "mvae": {"fusion": "weighted_product", "beta_schedule": 50},
+    "mvtcae": {"proposal": "defensive", "alpha": 0.5},
 }
 
 

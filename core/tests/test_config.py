@@ -216,7 +216,7 @@ class TestPaths:
             ({"inner": {"deep": 1}}, "inner.deep: unknown option; there is depth"),
             ({"inner": 3}, "inner: must be a mapping, got 3"),
             ({"many": {"x": {"depth": 0}}}, "many.x.depth: must be > 0, got 0"),
-            ({"fusion": {"type": "product", "x": 1}}, "fusion.x: unknown option; there is no opt"),
+            ({"fusion": {"type": "mixture", "x": 1}}, "fusion.x: unknown option; there is no opt"),
         ],
     )
     def test_of_every_kind_of_value(self, options, message):

@@ -18,12 +18,12 @@ from multivae_core.fusion import (
     MixtureOfProductsConfig,
     ProductConfig,
     WeightedProductConfig,
-    all_subsets,
-    fixed_subsets,
-    groups_of,
-    prior_joins,
+    build_fusion,
+    power_product,
     subset_mixture,
+    with_prior_expert,
 )
+from multivae_core.subsets import all_subsets, fixed_subsets, groups_of, prior_joins
 
 F64 = torch.float64
 M, B, D = 4, 7, 3
@@ -158,6 +158,19 @@ def test_prior_rules():
     assert not prior_joins("never", groups, present).any()
 
 
+def test_powers_that_sum_to_one_give_the_geometric_mean():
+    q = with_prior_expert(experts())
+    generator = torch.Generator().manual_seed(3)
+    powers = torch.rand(2, B, M + 1, generator=generator, dtype=F64)
+    powers = powers / powers.sum(dim=2, keepdim=True)
+    fused, z = power_product(q, powers), torch.randn(2, 1, 1, D, generator=generator, dtype=F64)
+    # up to a constant of every row: the difference between two places
+    found = torch.stack([Normal(fused.mean, fused.log_variance).log_prob(each) for each in z])
+    each = torch.stack([q.log_prob(place) for place in z])  # (2, E, B)
+    expected = torch.einsum("sbe,neb->nsb", powers, each)
+    torch.testing.assert_close(found[1] - found[0], expected[1] - expected[0])
+
+
 class TestWeightedProduct:
     def fusion(self, **options):
         fusion = build("fusions", WeightedProductConfig(**options), M, D).double()
@@ -221,6 +234,51 @@ class TestWeightedProduct:
         assert bool(fusion.raw_weights.grad.isfinite().all())
         torch.testing.assert_close(fused.mean[0], q.mean[0, 0].detach(), check_dtype=False)
 
+    @pytest.mark.parametrize("start", [-0.3, 1.3])
+    def test_weights_that_left_their_range_feel_what_leads_back(self, start):
+        fusion = build("fusions", WeightedProductConfig(weighting="clamp"), M, D)
+        with torch.no_grad():
+            fusion.raw_weights.fill_(start)
+        back = -1.0 if start < 0 else 1.0
+        for sign, expected in ((back, back), (-back, 0.0)):
+            fusion.raw_weights.grad = None
+            (sign * fusion.weights()).sum().backward()
+            assert bool((fusion.raw_weights.grad == expected).all())
+
+    @pytest.mark.parametrize("weigh_prior", [False, True])
+    def test_one_weight_per_expert(self, weigh_prior):
+        fusion = self.fusion(per_dim=False, weigh_prior=weigh_prior)
+        wide = self.fusion(weigh_prior=weigh_prior)
+        assert fusion.raw_weights.shape == (M, 1)
+        with torch.no_grad():
+            wide.raw_weights.copy_(fusion.raw_weights.expand(M, D))
+        q, present = experts(), masks(B, M, seed=1)
+        one, two = fusion(q, present, "always"), wide(q, present, "always")
+        torch.testing.assert_close(one.mean, two.mean)
+        torch.testing.assert_close(one.log_variance, two.log_variance)
+
+    def test_the_prior_is_an_expert_with_a_logit_of_0(self):
+        fusion, q, present = self.fusion(weigh_prior=True), experts(), masks(B, M, seed=1)
+        present[2] = False
+        joins = torch.tensor([b % 2 == 0 for b in range(B)])[None]
+        fused = fusion.groups(q, present[None], joins)
+        logits = fusion.raw_weights.detach()
+        for b in range(B):
+            members = torch.cat([present[b], joins[0, b : b + 1] | ~present[b].any()])
+            raw = torch.cat([logits, torch.zeros(1, D, dtype=F64)]).exp()
+            own = raw / raw[members].sum(dim=0)
+            precision = torch.cat([(-q.log_variance[:, b]).exp(), torch.ones(1, D, dtype=F64)])
+            mean = torch.cat([q.mean[:, b], torch.zeros(1, D, dtype=F64)])
+            total = (own * precision)[members].sum(dim=0)
+            pull = (own * precision * mean)[members].sum(dim=0)
+            torch.testing.assert_close(fused.mean[0, b].detach(), pull / total)
+            torch.testing.assert_close(fused.log_variance[0, b].detach(), -total.log())
+
+    @pytest.mark.parametrize("options", [{"weighting": "fixed"}, {"renormalise": False}])
+    def test_a_weighted_prior_needs_weights_that_sum_to_one(self, options):
+        with pytest.raises(ConfigError, match="weigh_prior: needs weights that sum to 1 over"):
+            WeightedProductConfig(weigh_prior=True, **options)
+
     def test_gradients_reach_learned_weights_alone(self):
         for weighting, learned in (("softmax", True), ("clamp", True), ("fixed", False)):
             fusion = build("fusions", WeightedProductConfig(weighting=weighting), M, D).double()
@@ -228,6 +286,25 @@ class TestWeightedProduct:
             if learned:
                 fusion(experts(), masks(B, M)).mean.sum().backward()
                 assert bool(fusion.raw_weights.grad.any())
+
+
+@pytest.mark.parametrize("prior", [None, False, True])
+def test_a_product_with_prior_has_it_once(prior):
+    groups = groups_of(torch.cat([all_subsets(M), torch.zeros(1, M).bool()]), masks(B, M, seed=1))
+    joins = None if prior is None else torch.full(groups.shape[:2], prior)
+    one = build("fusions", ProductConfig(prior_expert=True), M, D).groups(experts(), groups, joins)
+    two = product().groups(experts(), groups, torch.ones(groups.shape[:2], dtype=torch.bool))
+    assert torch.equal(one.mean, two.mean)
+    assert torch.equal(one.log_variance, two.log_variance)
+
+
+def test_a_mixture_has_as_many_components_whatever_rows_have():
+    q, present = experts(), torch.ones(B, M, dtype=torch.bool)
+    empty = present.clone()
+    empty[3] = False
+    one, two = (build("fusions", MixtureConfig(), M, D)(q, seen) for seen in (present, empty))
+    assert one.weights.shape == two.weights.shape == (B, M + 1)
+    assert torch.equal(one.weights[:3], two.weights[:3])
 
 
 def test_mixture_weights_are_uniform_over_what_is_present():
@@ -324,6 +401,11 @@ class TestRefusals:
     def test_a_mixture_cannot_be_the_inner_rule(self):
         with pytest.raises(ConfigError, match="inner: must give one Gaussian per subset"):
             build("fusions", MixtureOfProductsConfig(inner="mixture"), M, D)
+
+    def test_what_a_rule_refuses_is_told_under_the_option_that_asked_for_it(self):
+        options = MixtureOfProductsConfig(inner="mixture")
+        with pytest.raises(ConfigError, match=r"^fusion\.inner: must give one Gaussian"):
+            build_fusion(options, M, D, "fusion")
 
     def test_unknown_rules_are_named(self):
         with pytest.raises(ConfigError, match="weighting: must be one of 'softmax', 'clamp'"):

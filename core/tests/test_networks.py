@@ -24,7 +24,7 @@ from multivae_core.networks import (
     MLPEncoder,
     default_network,
 )
-from multivae_core.networks.heads import PlainTrunk, check_decoder
+from multivae_core.networks.heads import ModalityEncoder, PlainTrunk, check_decoder
 
 ENCODERS = {"mlp": MLPEncoder, "conv": ConvEncoder, "conv1d": Conv1dEncoder}
 DECODERS = {"mlp": MLPDecoder, "conv": ConvDecoder, "conv1d": Conv1dDecoder}
@@ -244,6 +244,22 @@ def test_own_networks_are_tried_without_a_trace():
     network[2].eval()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     assert PlainTrunk(network, "a", (3,)).out_features == 4
-    check_decoder(network, "a", 3, (2, 2))
+    check_decoder(network, "a", (3,), (2, 2))
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert [module.training for module in network.modules()] == [True, True, True, False, False]
+
+
+def test_an_encoder_of_points_has_no_scale():
+    trunk = MLPEncoder(MLPConfig(hidden=(5,)), (3,))
+    latents = {"shared": 2, ("private", "a"): 4}
+    points = ModalityEncoder(trunk, latents, scale=False)
+    assert points.head.out_features == 6
+    whole = ModalityEncoder(trunk, latents)
+    with torch.no_grad():  # the rows of the locations
+        rows = [0, 1, *range(4, 8)]
+        points.head.weight.copy_(whole.head.weight[rows])
+        points.head.bias.copy_(whole.head.bias[rows])
+    x = torch.randn(7, 3)
+    for name, value in points(x).items():
+        assert value.shape == (7, 1, latents[name])
+        torch.testing.assert_close(value[:, 0], whole(x)[name][:, 0])

@@ -193,11 +193,43 @@ def test_half_precision_values_are_summed_in_single():
     assert value.item() == pytest.approx(float(x[0]), rel=1e-6)
 
 
+def test_a_value_of_the_batch_is_averaged_over_its_parts_and_reported():
+    x = parameter(1.0, 2.0, 3.0, 6.0)
+
+    def output(rows):
+        own = x[rows]
+        enough = len(own) > 1
+        spread = own.var() if enough else torch.tensor(math.nan)
+        weight = torch.tensor(float(enough * len(own)))
+        return LossOutput(terms={"t": Term(own), "spread": Term(spread, weight)})
+
+    parts, meter = [slice(0, 3), slice(3, 4), slice(0, 1)], Meter()
+    shares = [Share(None, 3, 4), Share(None, 1, 4), Share(torch.tensor([False]), 0, 4, True)]
+    outputs = [output(rows) for rows in parts]
+    for each, share in zip(outputs, shares, strict=True):
+        check_output(each, len(each.terms["t"].value), "p")
+        meter.add(report(each, share, "p", 0))
+    sums = {"spread": torch.tensor(3.0)}
+    values = [objective(o, s, lambda: sums) for o, s in zip(outputs, shares, strict=True)]
+    # the variance of the first three; a row alone has none, and one that stands in counts nowhere
+    assert sum(values).item() == pytest.approx(3.0 + 1.0)
+    assert numbers(meter) == {"loss": 4.0, "t": 3.0, "spread": 1.0}
+    sum(values).backward()
+    expected = torch.tensor([-0.75, 0.25, 1.25, 0.25], dtype=torch.float64)
+    torch.testing.assert_close(x.grad, expected)
+    alone = LossOutput(terms={"spread": Term(torch.tensor(5.0), torch.tensor(2.0))})
+    meter = Meter()
+    meter.add(report(alone, whole(SOME), "p", 0))
+    assert numbers(meter) == {"loss": 5.0, "spread": 5.0}
+
+
 def test_losses_of_wrong_shape_are_named():
     good = torch.zeros(4)
     for output, words in [
         (LossOutput(terms={"t": Term(torch.zeros(4, 1))}), "term 't' has shape (4, 1)"),
         (LossOutput(terms={"t": Term(good, torch.ones(3))}), "weight of term 't'"),
+        (LossOutput(terms={"t": Term(good.sum())}), "term 't' has shape ()"),
+        (LossOutput(terms={"t": Term(good.sum(), good)}), "term 't' has shape ()"),
         (LossOutput(terms={"t": Term(good)}, bound=torch.zeros(())), "the bound"),
         (LossOutput(terms={"t": Term(good)}, metrics={"m": torch.zeros(2)}), "metric 'm'"),
     ]:

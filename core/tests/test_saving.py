@@ -291,7 +291,10 @@ def test_what_a_folder_holds(tmp_path: Path) -> None:
     assert record["dtype"] == "float32"
     assert record["custom"] == {"encoders": [], "decoders": []}
     assert record["config"]["latent_dim"] == 3
-    assert record["config"]["fusion"] == {"type": "multivae-core/product"}
+    assert record["config"]["fusion"] == {
+        "type": "multivae-core/product",
+        "prior_expert": False,
+    }
     assert record["versions"]["multivae-core"] == mv.__version__
     assert record["notes"]["metrics"] == {"nll": 1.5}
     assert record["notes"]["data"]["rows"] == 12

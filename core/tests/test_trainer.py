@@ -357,6 +357,27 @@ def test_players_move_their_own_parameters_only():
     assert history["loss"] == history["auto/loss"]
 
 
+def test_a_player_may_act_after_its_moves():
+    class Clipped(Adversarial):
+        calls = 0
+
+        def clip(self):
+            self.calls += 1
+            with torch.no_grad():
+                self.flow.weight.clamp_(-0.01, 0.01)
+
+        def stages(self):
+            (stage,) = super().stages()
+            fit, critic = stage.players
+            return (
+                attrs.evolve(stage, players=(fit, attrs.evolve(critic, after_move=self.clip))),
+            )
+
+    model, _ = fit(Clipped(), epochs=1)
+    assert model.calls == 2  # it moves in every other of four steps
+    assert float(model.flow.weight.detach().abs().max()) <= 0.01
+
+
 def test_best_weights_come_back():
     valid = make_data(20, seed=1)
     model, history = fit(epochs=8, lr=0.1, validation=valid)

@@ -15,6 +15,7 @@ import multivae_core as mv
 from multivae_core.config import structure
 from multivae_core.distributions import Mixture, Normal
 from multivae_core.noise import NoiseSource
+from multivae_core.posteriors import LatentName
 
 from .case import Case, CaseError, Entry, Networks
 
@@ -29,9 +30,6 @@ __all__ = [
     "plain",
     "whole",
 ]
-
-PEER = "multivae "
-"""The adapters below know the options of this library; others use the same words differently."""
 
 
 @attrs.frozen
@@ -100,16 +98,29 @@ class Adapter(ABC):
         case: A case of that model.
     """
 
+    peer: ClassVar[str] = "multivae "
+    """Whose options the adapter knows; other libraries use the same words differently."""
+
+    rescales: ClassVar[bool] = False
+    """Whether the peer's likelihoods are rescaled unless it is told not to."""
+
+    known_extra: ClassVar[frozenset[str]] = frozenset()
+    """Keys of a case beside the usual ones, and of its ``extra``, that the adapter reads."""
+
+    encoded: ClassVar[LatentName] = "shared"
+    """The latent that the golden calls the code of a row."""
+
     array_tolerance: ClassVar[Mapping[str, float]] = {"complete": 1e-8, "incomplete": 1e-8}
     """Relative; the least that any deterministic number of such data must agree to."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        peer, extra = str(case.content["peer"]), case.content["extra"]
-        if not peer.startswith(PEER) or extra or case.unknown_keys:
+        peer = str(case.content["peer"])
+        further = {*case.content["extra"], *case.unknown_keys} - self.known_extra
+        if not peer.startswith(self.peer) or further:
             raise CaseError(
-                f"{case.name}: peer {peer!r}, extra {extra!r} and keys {case.unknown_keys} are"
-                f" not known to {type(self).__name__}"
+                f"{case.name}: peer {peer!r} and keys {sorted(further)} are not known to"
+                f" {type(self).__name__}"
             )
         config = Options(case.config, f"{case.name}: config")
         self.weights = self._common(config)
@@ -127,6 +138,21 @@ class Adapter(ABC):
     def options_for(self, entry: Entry) -> dict[str, Any]:
         """Further options of ours that meet this one question; see PARITY.md."""
         return {}
+
+    def further(self, networks: Networks) -> dict[str, Any]:
+        """The user's own networks beside encoders and decoders, as our model takes them."""
+        return {}
+
+    def own_arguments(self, entry: Entry) -> None:
+        """Take the arguments that replace the case's for one entry; default: refuse them."""
+        if entry.fields.get("forward_arguments"):
+            raise CaseError(
+                f"entry {entry.number} has arguments of its own, which this adapter does not read"
+            )
+
+    def load_encoders(self, built: Built) -> None:
+        """Load the heads of the encoders."""
+        built.networks.load_heads(built.model.encoders)
 
     def load(self, built: Built) -> None:
         """Load the weights that belong to no network; default: there are none."""
@@ -156,10 +182,15 @@ class Adapter(ABC):
         config: Any = structure(kind, given | self.options | self.options_for(entry) | options)
         networks = self.case.networks(entry["variant"])
         model = mv.registry.models.load(name)(
-            config, encoders=networks.encoders, decoders=networks.decoders
+            config,
+            **{
+                "encoders": networks.encoders,
+                "decoders": networks.decoders,
+                **self.further(networks),
+            },
         )
         built = Built(model.double(), networks)
-        networks.load_heads(model.encoders)
+        self.load_encoders(built)
         self.load(built)
         return built
 
@@ -214,6 +245,10 @@ class Adapter(ABC):
         """One of the peer's components for each draw, ``(draws,)`` or ``(1,)``; None: unknown."""
         return None
 
+    def array(self, entry: Entry) -> Tensor:
+        """The numbers of a quantity that one model alone has."""
+        raise CaseError(f"{self.case.name}: no number of ours is called {entry.quantity!r}")
+
     def output(self, built: Built, batch: mv.Batch, noise: NoiseSource) -> mv.LossOutput:
         """Our training loss of a batch."""
         model = built.model
@@ -244,7 +279,7 @@ class Adapter(ABC):
             raise CaseError(f"{case.name}: decoder_dist_params contradicts the case")
         config.take("custom_architectures", [], lambda v: isinstance(v, list))
 
-        rescaled = config.take("uses_likelihood_rescaling", False, flag)
+        rescaled = config.take("uses_likelihood_rescaling", self.rescales, flag)
         factors = config.take(
             "rescale_factors",
             {name: max(sizes.values()) / size for name, size in sizes.items()},

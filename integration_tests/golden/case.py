@@ -219,7 +219,8 @@ class Case:
         return Networks(self, dict(self.content["variants"][variant]))
 
 
-Place = tuple[Tensor, slice]
+Place = tuple[Tensor, slice, slice]
+"""A parameter, the rows of it that hold a tensor, and which elements of the tensor they hold."""
 
 
 class Networks:
@@ -234,14 +235,30 @@ class Networks:
         self.case = case
         self.specs: dict[str, dict[str, Any]] = case.content["networks"]
         self.places: dict[str, list[Place]] = defaultdict(list)
-        """Name of a weight tensor -> the rows of the parameters that hold it."""
+        """Name of a weight tensor -> where it is."""
         self.flat = set(variant.pop("flat", ()))
         self.constant = dict(variant.pop("constant_heads", {}))
         named = self.flat | {key.split(":")[0] for key in self.constant}
         if variant or not named <= set(self.specs):
             raise CaseError(f"{case.name}: a variant has {list(variant)} for networks {named}")
-        self.encoders = {name: self._encoder(name) for name in case.order}
-        self.decoders = {name: self._decoder(name) for name in case.order}
+        self.encoders = {name: self._encoder(name) for name in case.order if self._own(name)}
+        self.decoders = {
+            name: self._decoder(name) for name in case.order if f"decoders.{name}" in self.specs
+        }
+
+    def network(self, key: str) -> nn.Sequential:
+        """A further network, its heads side by side in the order of the case."""
+        heads = self.specs[key]["heads"]
+        sizes = [self.case.tensors[head["bias"]].shape[0] for head in heads.values()]
+        inputs = self.case.tensors[next(iter(heads.values()))["weight"]].shape[1]
+        last = nn.Linear(inputs, sum(sizes), dtype=torch.float64)
+        for head, start, size in zip(heads, _starts(sizes), sizes, strict=True):
+            self.load_layer(key, head, last, slice(start, start + size))
+        return nn.Sequential(*self._trunk(key, None), last)
+
+    def load_layer(self, key: str, head: str, linear: nn.Linear, rows: slice) -> None:
+        """Load one head of a network into rows of a layer."""
+        self._load_head(key, head, linear, rows, [key])
 
     def load_heads(self, encoders: Mapping[str, nn.Module]) -> None:
         """Load mean and scale heads into our encoders, which have one linear head for all.
@@ -249,44 +266,59 @@ class Networks:
         Args:
             encoders: Modality -> our encoder, with ``latents`` and ``head``.
         """
-        for name in self.case.order:
+        for name in self.encoders:
             own: Any = encoders[name]
-            start = 0
+            start, loaded, keys = 0, 0, self._own(name)
             for latent, size in own.latents.items():
-                prefix = "" if latent == "shared" else "private_"
-                for part in ("mu", "logvar"):
+                key = keys[0] if latent == "shared" else keys[-1]
+                private = latent != "shared" and "shared" in own.latents
+                prefix = "private_" if private and key.startswith("enc") else ""
+                for part in ("mu", "logvar")[: getattr(own, "parts", 2)]:
                     rows = slice(start, start + size)
-                    self._load_head(f"encoders.{name}", prefix + part, own.head, rows)
-                    start += size
-            heads = self.specs[f"encoders.{name}"]["heads"]
-            if start != own.head.out_features or len(heads) != 2 * len(own.latents):
-                raise CaseError(f"{self.case.name}: heads {list(heads)} of {name!r} do not fit")
+                    self._load_head(key, prefix + part, own.head, rows, keys)
+                    start, loaded = start + size, loaded + 1
+            if loaded != sum(len(self.specs[key]["heads"]) for key in keys) or (
+                start != own.head.out_features
+            ):
+                raise CaseError(f"{self.case.name}: the heads of {name!r} do not fit")
 
-    def load(self, tensor: str, parameter: nn.Parameter) -> None:
-        """Load one tensor that belongs to no network, for example a prior's."""
-        value = self.case.tensors[tensor]
-        self._put(tensor, value.reshape(parameter.shape), parameter, slice(None))
+    def load(self, tensor: str, parameter: nn.Parameter, part: slice = slice(None)) -> None:
+        """Load one tensor that belongs to no network, for example a prior's, or a part of it."""
+        value = self.case.tensors[tensor].flatten()[part]
+        self._put(tensor, value.reshape(parameter.shape), parameter, slice(None), part)
 
     def gradient(self, tensor: str) -> Tensor:
         """Gradient of the loss with respect to one weight tensor of the golden."""
         if tensor not in self.places:
             raise CaseError(f"{self.case.name}: our model has no counterpart of {tensor!r}")
-        parts = [
-            torch.zeros_like(parameter[rows]) if parameter.grad is None else parameter.grad[rows]
-            for parameter, rows in self.places[tensor]
+        total = torch.zeros_like(self.case.tensors[tensor]).flatten()
+        for parameter, rows, part in self.places[tensor]:
+            if parameter.grad is not None:
+                total[part] += parameter.grad[rows].flatten()
+        return total
+
+    def _own(self, name: str) -> list[str]:
+        """The networks that encode a modality: one, or one more for its private latent."""
+        return [
+            key for kind in ("", "private_") if (key := f"{kind}encoders.{name}") in self.specs
         ]
-        return torch.stack(parts).sum(dim=0)
 
     def _encoder(self, name: str) -> nn.Module:
-        spec = self.specs[f"encoders.{name}"]
-        if spec["inputs"] != [f"x.{name}"]:
-            raise CaseError(f"{self.case.name}: encoder of {name!r} has inputs {spec['inputs']}")
-        return nn.Sequential(nn.Flatten(), *self._trunk(f"encoders.{name}", None))
+        trunks = []
+        for key in self._own(name):
+            inputs = self.specs[key]["inputs"]
+            if inputs != [f"x.{name}"]:
+                raise CaseError(f"{self.case.name}: encoder of {name!r} has inputs {inputs}")
+            trunks.append(nn.Sequential(nn.Flatten(), *self._trunk(key, None)))
+        return trunks[0] if len(trunks) == 1 else _SideBySide(trunks)
 
     def _decoder(self, name: str) -> nn.Module:
         key = f"decoders.{name}"
         spec = self.specs[key]
         sizes = {"z": self.case.latent_dim}
+        if len(spec["inputs"]) == 1 and spec["inputs"] != ["z"]:
+            # a level of a hierarchy, or a latent of this modality alone
+            sizes = {spec["inputs"][0]: self.case.tensors[spec["trunk"][0]["weight"]].shape[1]}
         if name in self.case.private_dims:
             sizes[f"w.{name}"] = self.case.private_dims[name]
         # a case may list z alone where the decoder reads [z, w]
@@ -297,7 +329,8 @@ class Networks:
         columns = [starts[part] + i for part in order for i in range(sizes[part])]
         layers = [*self._trunk(key, sum(sizes.values()))]
         layers.append(self._linear(key, "recon", spec["heads"]["recon"]))
-        layers.append(nn.Unflatten(1, tuple(spec["reshape"])))
+        if "reshape" in spec:
+            layers.append(nn.Unflatten(1, tuple(spec["reshape"])))
         return nn.Sequential(_Columns(columns), *layers)
 
     def _trunk(self, key: str, inputs: int | None) -> Iterator[nn.Module]:
@@ -324,8 +357,20 @@ class Networks:
         self._fill(f"{key}:{head}", spec, linear, slice(None), flat)
         return linear
 
-    def _load_head(self, key: str, head: str, linear: nn.Linear, rows: slice) -> None:
-        self._fill(f"{key}:{head}", self.specs[key]["heads"][head], linear, rows, False)
+    def _load_head(
+        self, key: str, head: str, linear: nn.Linear, rows: slice, keys: list[str]
+    ) -> None:
+        """Load a head; it reads the features of its own network alone."""
+        spec = self.specs[key]["heads"][head]
+        if len(keys) == 1:
+            self._fill(f"{key}:{head}", spec, linear, rows, False)
+            return
+        weight = self.case.tensors[spec["weight"]]
+        start = 0 if key == keys[0] else linear.in_features - weight.shape[1]
+        with torch.no_grad():
+            linear.weight[rows] = 0.0
+            linear.weight[rows, start : start + weight.shape[1]] = weight
+            linear.bias[rows] = self.case.tensors[spec["bias"]]
 
     def _fill(
         self, label: str, spec: Mapping[str, str], linear: nn.Linear, rows: slice, flat: bool
@@ -338,7 +383,14 @@ class Networks:
         self._put(spec["weight"], weight, linear.weight, rows)
         self._put(spec["bias"], bias, linear.bias, rows)
 
-    def _put(self, tensor: str, value: Tensor, parameter: Tensor, rows: slice) -> None:
+    def _put(
+        self,
+        tensor: str,
+        value: Tensor,
+        parameter: Tensor,
+        rows: slice,
+        part: slice = slice(None),
+    ) -> None:
         if parameter[rows].shape != value.shape or parameter.dtype != value.dtype:
             raise CaseError(
                 f"{self.case.name}: {tensor} is {tuple(value.shape)}, our place for it is"
@@ -346,7 +398,7 @@ class Networks:
             )
         with torch.no_grad():
             parameter[rows] = value
-        self.places[tensor].append((parameter, rows))
+        self.places[tensor].append((parameter, rows, part))
 
 
 class _Columns(nn.Module):
@@ -360,6 +412,17 @@ class _Columns(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         return latent.index_select(-1, self.columns)
+
+
+class _SideBySide(nn.Module):
+    """Several networks as one, with their features next to each other."""
+
+    def __init__(self, parts: list[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, value: Tensor) -> Tensor:
+        return torch.cat([part(value) for part in self.parts], dim=1)
 
 
 class _Operation(nn.Module):

@@ -60,7 +60,7 @@ def check(adapter: Adapter, entry: Entry) -> bool:
 
 
 def _loss(adapter: Adapter, entry: Entry) -> None:
-    _refuse_own_arguments(entry)
+    adapter.own_arguments(entry)
     if entry.mode != "monte_carlo":
         built, batch = adapter.build(entry), adapter.case.batch(entry["data"])
         output = adapter.output(built, batch, _noise(entry, 0))
@@ -81,7 +81,7 @@ def _loss(adapter: Adapter, entry: Entry) -> None:
 
 
 def _gradient_norms(adapter: Adapter, entry: Entry) -> None:
-    _refuse_own_arguments(entry)
+    adapter.own_arguments(entry)
     built, batch = adapter.build(entry), adapter.case.batch(entry["data"])
     adapter.losses(adapter.output(built, batch, ZeroNoise(torch.float64)), batch, 1)[0].backward()
     differing = []
@@ -95,7 +95,8 @@ def _gradient_norms(adapter: Adapter, entry: Entry) -> None:
 
 
 def _posterior(adapter: Adapter, entry: Entry) -> None:
-    batch = adapter.case.batch(entry["data"]).restrict(entry["subset"])
+    subset = entry.fields.get("subset", adapter.case.order)
+    batch = adapter.case.batch(entry["data"]).restrict(subset)
     _same_normal(adapter, entry, batch)
 
 
@@ -111,9 +112,32 @@ def _same_normal(adapter: Adapter, entry: Entry, batch: mv.Batch) -> None:
     _close(adapter, entry, ours.log_variance, _tensor(adapter, entry["tensors"]["logvar"]))
 
 
+def _array(adapter: Adapter, entry: Entry) -> None:
+    with torch.no_grad():
+        ours = adapter.array(entry)
+    golden = entry.fields.get("tensor")
+    if golden is None:
+        expected = torch.tensor(entry["value"], dtype=torch.float64)
+    else:
+        expected = _tensor(adapter, golden)
+    _close(adapter, entry, ours, expected)
+
+
 def _encode_mean(adapter: Adapter, entry: Entry) -> None:
+    if "subset" not in entry.fields:
+        _array(adapter, entry)
+        return
     means = _means(adapter, entry, adapter.build(entry))
-    _close(adapter, entry, means["shared"], _tensor(adapter, entry["tensor"]))
+    _close(adapter, entry, means[adapter.encoded], _tensor(adapter, entry["tensor"]))
+
+
+def _encode_mean_all_levels(adapter: Adapter, entry: Entry) -> None:
+    """Levels of a hierarchy: the golden's z_1 is our z1."""
+    means = _means(adapter, entry, adapter.build(entry))
+    names = {name: f"z_{name.removeprefix('z')}" for name in means}
+    _only(entry["tensors"], set(names.values()))
+    for ours, theirs in names.items():
+        _close(adapter, entry, means[ours], _tensor(adapter, entry["tensors"][theirs]))
 
 
 def _encode_mean_private(adapter: Adapter, entry: Entry) -> None:
@@ -125,6 +149,9 @@ def _encode_mean_private(adapter: Adapter, entry: Entry) -> None:
 
 def _reconstruction(adapter: Adapter, entry: Entry) -> None:
     """What the decoders' networks give, and the means of the likelihoods made of it."""
+    if "subset" not in entry.fields:
+        _array(adapter, entry)
+        return
     built = adapter.build(entry)
     raw: dict[str, Tensor] = {}
     for name in adapter.case.order:
@@ -249,11 +276,6 @@ def _within(adapter: Adapter, entry: Entry, draws: Tensor) -> None:
     )
 
 
-def _refuse_own_arguments(entry: Entry) -> None:
-    if entry.fields.get("forward_arguments"):
-        raise CaseError(f"entry {entry.number} has arguments of its own, which no adapter reads")
-
-
 def _only(tensors: Mapping[str, str], names: set[Any]) -> None:
     if set(tensors) != names:
         raise CaseError(f"expected arrays for {sorted(tensors)}, ours are {sorted(names)}")
@@ -277,9 +299,17 @@ _CHECKS: dict[str, tuple[Callable[[Adapter, Entry], None], tuple[str | None, ...
     "gradient_norms": (_gradient_norms, ("zero_noise",)),
     "posterior": (_posterior, _NO_MODE),
     "posterior_available": (_posterior_available, _NO_MODE),
+    "jsd_terms": (_array, ("exact",)),
+    "reconstruction_by_component": (_array, ("zero_noise",)),
+    "reconstruction_loss": (_array, ("deterministic",)),
+    "discriminator_loss": (_array, ("deterministic",)),
+    "generator_loss": (_array, ("deterministic",)),
     "encode_mean": (_encode_mean, _NO_MODE),
+    "encode_mean_all_levels": (_encode_mean_all_levels, _NO_MODE),
     "encode_mean_private": (_encode_mean_private, _NO_MODE),
     "reconstruction": (_reconstruction, _NO_MODE),
+    "prior_mean": (_array, _NO_MODE),
+    "reconstruction_from_prior_mean": (_array, _NO_MODE),
     "joint_nll": (_joint_nll, ("exact_quadrature",)),
     "conditional_nll": (_conditional_nll, ("exact_quadrature",)),
 }

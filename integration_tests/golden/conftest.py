@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 
 import attrs
 import pytest
@@ -18,12 +21,16 @@ class Ledger:
     Args:
         planned: Case -> (entries in the file, kind -> entries of that kind).
         done: Case -> kind of entry -> how many were compared and agreed.
+        models: Case -> our name of its model.
+        incomplete: Case -> how many of those compared are about data with holes.
         absent: Cases whose model is not installed: name -> (model, entries).
         selective: Whether only some tests were asked for.
     """
 
     planned: dict[str, tuple[int, Counter[str]]] = attrs.field(factory=dict)
     done: dict[str, Counter[str]] = attrs.field(factory=lambda: defaultdict(Counter))
+    models: dict[str, str] = attrs.field(factory=dict)
+    incomplete: Counter[str] = attrs.field(factory=Counter)
     absent: dict[str, tuple[str, int]] = attrs.field(factory=dict)
     selective: bool = False
 
@@ -36,6 +43,18 @@ class Ledger:
             if done != kinds["check"] or counted != total:
                 found.append(f"{name}: {counted} of {total} entries")
         return found
+
+    def by_model(self) -> dict[str, dict[str, int]]:
+        """What was compared of every model: entries, those about holes, and those that failed."""
+        found: dict[str, Counter[str]] = defaultdict(Counter)
+        for name, (_, kinds) in self.planned.items():
+            done = self.done[name]
+            found[self.models[name]].update(
+                compared=done["check"] + done["component"],
+                incomplete=self.incomplete[name],
+                failed=kinds["check"] + kinds["unknown"] - done["check"],
+            )
+        return {model: dict(counts) for model, counts in found.items()}
 
     def table(self) -> list[str]:
         """The report."""
@@ -105,3 +124,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("golden numbers")
         for line in book.table():
             terminalreporter.write_line(line)
+    if "MULTIVAE_RESULTS" in os.environ and not book.selective:
+        results = Path(os.environ["MULTIVAE_RESULTS"]) / "golden.json"
+        results.write_text(json.dumps(book.by_model()), encoding="utf-8")

@@ -40,6 +40,7 @@ def _planned(ledger: Ledger) -> None:
         if case in INSTALLED:
             kinds = Counter(kind_of(entry) for entry in case.entries)
             ledger.planned[case.name] = (len(case.entries), kinds)
+            ledger.models[case.name] = str(installed_as(case.model))
         else:
             ledger.absent[case.name] = (case.model, len(case.entries))
 
@@ -62,6 +63,7 @@ def test_entry(case: Case, entry: Entry, adapters: dict[str, Adapter], ledger: L
         adapters[case.name] = adapter_of(case)
     if check(adapters[case.name], entry):
         ledger.done[case.name][kind_of(entry)] += 1
+        ledger.incomplete[case.name] += entry["data"] == "incomplete"
 
 
 def test_every_case_is_readable() -> None:

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.golden
 
 ONCE, COUNT = {"duplicate_terms": "once"}, {"duplicate_terms": "count"}
 LARGEST = {"prior_expert": "largest"}
+AVAILABLE = {"normalise": "available"}
+NON_EMPTY = {"subset_weights": "uniform"}
 OURS = [
     ("mvae_subsampling_k0", "moderate", ONCE, 61.0228719006574),
     ("mvae_subsampling_k0", "moderate", COUNT, 66.5668373862354),
@@ -33,6 +35,14 @@ OURS = [
     ("mopoe_beta_rescaled", "flat_decoders", LARGEST, 48.6812187017126),
     ("mopoe_private", "moderate", LARGEST, 45.4745682928239),
     ("mopoe_private", "flat_decoders", LARGEST, 39.7150736729689),
+    ("mhvae_three_levels", "moderate", NON_EMPTY, 31.6225644131640),
+    ("mhvae_two_levels_shared_posterior", "moderate", NON_EMPTY, 38.7511686814536),
+    ("mvtcae_default", "moderate", AVAILABLE, 38.0920563468350),
+    ("mvtcae_default", "flat_decoders", AVAILABLE, 36.3429136494113),
+    ("mvtcae_alpha1", "moderate", AVAILABLE, 19.7285358643003),
+    ("mvtcae_alpha1", "flat_decoders", AVAILABLE, 17.9060936806959),
+    ("mvtcae_alpha09_beta1_rescaled", "moderate", AVAILABLE, 23.0212832338139),
+    ("mvtcae_alpha09_beta1_rescaled", "flat_decoders", AVAILABLE, 21.7363775982206),
 ]
 
 
@@ -55,8 +65,21 @@ def test_our_rule(name, variant, options, expected):
     ("mvae", "duplicate_terms", "once"),
     ("mvae", "term_reduction", "sum"),
     ("mopoe", "prior_expert", "largest"),
+    ("mvtcae", "normalise", "available"),
+    ("mmjsd", "prior_component", "jsd_only"),
+    ("gpoe", "likelihood_reduction", "sum"),
+    ("maae", "divergence", "gan"),
+    ("mwae", "divergence", "mmd"),
+    ("mhvae", "subsets", "all"),
+    ("mhvae", "subset_weights", "uniform"),
     ("mmvae", "estimator", "iwae"),
     ("mmvae", "bound", "looser"),
+    ("mmvae_plus", "estimator", "iwae"),
+    ("mmvae_plus", "bound", "looser"),
+    ("mmvae_plus", "cross_private", "prior"),
+    ("dmvae", "kl_count", "per_source"),
+    ("dmvae", "prior_expert", "joint_only"),
+    ("dmvae", "term_reduction", "sum"),
 ])  # fmt: skip
 def test_those_are_our_defaults(model, option, default):
     if model not in mv.registry.models:

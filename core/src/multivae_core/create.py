@@ -38,6 +38,7 @@ def create_model(
     modalities: Mapping[str, Mapping[str, Any]] | None = None,
     encoders: Mapping[str, nn.Module] | None = None,
     decoders: Mapping[str, nn.Module] | None = None,
+    networks: Mapping[str, nn.Module] | None = None,
     seed: int = 0,
     dtype: str | torch.dtype | None = None,
     **options: Any,
@@ -60,6 +61,8 @@ def create_model(
         decoders: Modality -> a network of one's own,
             ``(R, D)`` -> ``(R, P * shape[0], *shape[1:])`` for P parameters per element. Own
             networks become part of the model, which converts them to its type.
+        networks: Role -> a network of one's own, for models that have more of them, such as
+            ``joint_encoder``; what each maps to what is in the model's ``roles``.
         seed: Seed of the initial weights; random states outside are left as they are.
         dtype: ``"float32"`` or ``"float64"``; None: torch's default. Data of any other type
             are converted when the model sees them.
@@ -96,8 +99,9 @@ def create_model(
     config = structure(config_class, {**options, "modalities": parts})
     _check_scale(config, heads)
     _check_values(data, heads, kind)
+    further = {"networks": _modules(networks)} if networks else {}
     with seeded(kind, seed):
-        model = model_class(config, encoders=own["encoder"], decoders=own["decoder"])
+        model = model_class(config, encoders=own["encoder"], decoders=own["decoder"], **further)
     model.to(kind)
     for modality in model.modalities:
         if config.modalities[modality].standardise:
@@ -219,6 +223,16 @@ def _given(
                     path,
                 )
     return given
+
+
+def _modules(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    for role, network in networks.items():
+        if not isinstance(network, nn.Module):
+            raise ConfigError(
+                f"must be a torch.nn.Module (an object, not its class), got {network!r}",
+                f"networks.{role}",
+            )
+    return dict(networks)
 
 
 def _known(name: object, data: IncompleteDataset, path: str) -> None:

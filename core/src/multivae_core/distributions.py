@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from multivae_core.noise import NoiseSource
 
-__all__ = ["FAMILIES", "Distribution", "Laplace", "Mixture", "Normal", "expert"]
+__all__ = ["FAMILIES", "Distribution", "Laplace", "Mixture", "Normal", "either", "expert"]
 
 FAMILIES = ("normal", "normal_with_softplus", "laplace_with_softmax")
 """How a raw head becomes the scale of an expert, see `expert`."""
@@ -256,7 +256,7 @@ class Mixture(Distribution):
 
     def detach(self) -> Mixture:
         """See `Distribution.detach`."""
-        return Mixture(self.components.detach(), self.weights)
+        return Mixture(self.components.detach(), self.weights.detach())
 
     def _log_density(self, value: Tensor, weights: Tensor) -> Tensor:
         parts = self.components
@@ -317,6 +317,23 @@ def _normal_densities(value: Tensor, parts: Normal) -> Tensor:
     features = torch.cat([moved.square(), moved], dim=-1).transpose(0, 1)
     loadings = torch.cat([-0.5 * precision, pull], dim=-1).permute(1, 2, 0)
     return torch.baddbmm(-0.5 * constant.T[:, None], features, loadings).transpose(0, 1)
+
+
+def either(condition: Tensor, one: Normal | Laplace, other: Normal | Laplace) -> Normal | Laplace:
+    """One distribution where a condition holds, and another elsewhere.
+
+    Args:
+        condition: Bool, broadcast to the parameters.
+        one: Its family is that of the result.
+        other: Where it is of another family, ``one`` is kept everywhere.
+    """
+    if isinstance(one, Normal) and isinstance(other, Normal):
+        mean = torch.where(condition, one.mean, other.mean)
+        return Normal(mean, torch.where(condition, one.log_variance, other.log_variance))
+    if isinstance(one, Laplace) and isinstance(other, Laplace):
+        mean = torch.where(condition, one.mean, other.mean)
+        return Laplace(mean, torch.where(condition, one.scale, other.scale))
+    return one
 
 
 def expert(location: Tensor, raw: Tensor, family: str) -> Normal | Laplace:

@@ -28,7 +28,9 @@ __all__ = [
     "elbo",
     "evaluating",
     "log_likelihood",
+    "log_scale",
     "raw_batches",
+    "summarised",
 ]
 
 LATENT_ROWS = 1000
@@ -123,7 +125,7 @@ def log_likelihood(
 ) -> Estimate:
     """Estimate log p of what is observed, see `MultimodalVAE.log_likelihood`."""
     model.require("joint_likelihood")
-    return _estimate(_weights(model, data, n_samples, seed, latent_rows), n_samples)
+    return summarised(_weights(model, data, n_samples, seed, latent_rows), n_samples)
 
 
 def elbo(
@@ -168,6 +170,10 @@ def conditional_log_likelihood(
             f"conditional_log_likelihood: {what}; name some modalities as targets, and others,"
             " or none, as given"
         )
+    if "joint_likelihood" in model.lacks:
+        _check_split(model, given, targets)
+        seen = data.restrict({*given, *targets})
+        return summarised(_weights(model, seen, n_samples, seed, latent_rows), n_samples)
     joint = log_likelihood(model, data.restrict({*given, *targets}), n_samples, seed, latent_rows)
     if not given:
         return joint
@@ -180,6 +186,18 @@ def conditional_log_likelihood(
         ),
         n_samples=n_samples,
     )
+
+
+def _check_split(model: MultimodalVAE, given: list[str], targets: list[str]) -> None:
+    """What is modelled as a condition alone can be given, and the rest be a target."""
+    wrong = [name for name in given if name in model.decoded]
+    wrong += [name for name in targets if name not in model.decoded]
+    if wrong:
+        raise CapabilityError(
+            f"conditional_log_likelihood: {type(model).__name__} models"
+            f" {', '.join(model.decoded)} given the other modalities, so that {wrong[0]!r} cannot"
+            f" be {'given' if wrong[0] in given else 'a target'}"
+        )
 
 
 def _names(names: Iterable[str]) -> list[str]:
@@ -211,7 +229,7 @@ def _weights(
             log_p = draw.log_p
             if log_p is None:
                 log_p = model.prior(batch).log_prob(draw.latents)
-            score = _score(model, draw.latents, batch, latent_rows) - _log_scale(model, batch)
+            score = _score(model, draw.latents, batch, latent_rows) - log_scale(model, batch)
             yield torch.where(batch.something, score + log_p - draw.log_q, 0.0)
 
 
@@ -222,23 +240,28 @@ def _score(model: MultimodalVAE, latents: Latents, batch: Batch, latent_rows: in
     pieces = []
     for start in range(0, n, samples):
         part = {name: value[start : start + samples] for name, value in latents.items()}
-        scores = [model.score(name, part, batch) for name in model.modalities]
+        scores = [model.score(name, part, batch) for name in model.decoded]
         pieces.append(torch.stack(scores).sum(dim=0))
     return torch.cat(pieces)
 
 
-def _log_scale(model: MultimodalVAE, batch: Batch) -> Tensor:
+def log_scale(model: MultimodalVAE, batch: Batch) -> Tensor:
     """What a log-density loses on the way to the scale of the data, ``(B,)``."""
     total = torch.zeros(batch.size, dtype=model.dtype, device=model.device)
-    for name in model.modalities:
+    for name in model.decoded:
         if not model.config.modalities[name].standardise:
             continue
         total = total + model.transforms[name].log_scale(batch.seen(name))
     return total
 
 
-def _estimate(weights: Iterable[Tensor], n_samples: int) -> Estimate:
-    """Log-mean-exp of the weights with its error by the delta method."""
+def summarised(weights: Iterable[Tensor], n_samples: int) -> Estimate:
+    """Log-mean-exp of the weights with its error by the delta method.
+
+    Args:
+        weights: Log-weights, nats, ``(K, B)`` for batch after batch.
+        n_samples: Their number K.
+    """
     values, errors, sizes = [], [], []
     for log_w in weights:
         share = log_w.softmax(dim=0)

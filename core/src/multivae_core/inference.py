@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from multivae_core.data import Batch, IncompleteDataset
-from multivae_core.errors import DataError
+from multivae_core.errors import CapabilityError, DataError
 from multivae_core.estimation import batches_of, evaluating, raw_batches
 from multivae_core.likelihoods import Likelihood
 from multivae_core.noise import RowNoise
@@ -90,7 +90,7 @@ def decode(
     rows = next(iter(full.values())).shape[1]
     batch = model.prepare(data) if data is not None else model.blank(rows)
     with evaluating(model):
-        return {name: _on_data_scale(model, name, full, batch) for name in model.modalities}
+        return {name: _on_data_scale(model, name, full, batch) for name in model.decoded}
 
 
 def generate(model: MultimodalVAE, n: int, seed: int, output: Output) -> dict[str, Tensor]:
@@ -109,10 +109,10 @@ def generate(model: MultimodalVAE, n: int, seed: int, output: Output) -> dict[st
             parts.append(
                 {
                     name: _output(_on_data_scale(model, name, latents, batch), output, noise, name)
-                    for name in model.modalities
+                    for name in model.decoded
                 }
             )
-    return {name: torch.cat([part[name][0] for part in parts]) for name in model.modalities}
+    return {name: torch.cat([part[name][0] for part in parts]) for name in model.decoded}
 
 
 def predict(
@@ -249,12 +249,17 @@ def _check_output(output: str) -> None:
 
 def _targets(model: MultimodalVAE, targets: Iterable[str] | None, verb: str) -> list[str]:
     if targets is None:
-        return list(model.modalities)
+        return list(model.decoded)
     names = [targets] if isinstance(targets, str) else list(targets)
     for name in names:
         if name not in model.modalities:
             raise DataError(
                 f"{verb}: unknown modality {name!r}; the model has {', '.join(model.modalities)}"
+            )
+        if name not in model.decoded:
+            raise CapabilityError(
+                f"{verb}: {type(model).__name__} conditions on {name!r} and does not model it;"
+                f" ask for {', '.join(model.decoded)}"
             )
     return names
 
@@ -263,15 +268,21 @@ def _with_samples(model: MultimodalVAE, latents: Mapping[LatentName, Tensor]) ->
     """Latents as ``(n, B, *event)``; those given as ``(B, *event)`` become one sample."""
     if not latents:
         raise DataError("decode: no latents were given; pass what encode returned")
-    for name, size in model.latent_sizes.items():
+    shapes = model.latent_shapes
+    for name, shape in shapes.items():
         if name not in latents:
             raise DataError(f"decode: the latent {name!r} is missing; pass what encode returned")
-        if latents[name].shape[-1] != size:
+        if tuple(latents[name].shape[-len(shape) :]) != shape:
+            own, wanted = (
+                s[0] if len(s) == 1 else s for s in (latents[name].shape[-len(shape) :], shape)
+            )
             raise DataError(
-                f"decode: {name!r} has size {latents[name].shape[-1]}, the model has {size};"
+                f"decode: {name!r} has size {own}, the model has {wanted};"
                 " pass what encode returned"
             )
     return {
-        name: (value[None] if value.ndim == 2 else value).to(model.device, model.dtype)
+        name: (value[None] if value.ndim == len(shapes[name]) + 1 else value).to(
+            model.device, model.dtype
+        )
         for name, value in latents.items()
     }

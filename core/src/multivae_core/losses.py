@@ -16,11 +16,15 @@ __all__ = ["LossOutput", "Term", "doubly_reparameterised", "log_mean_exp", "scal
 class Term:
     """One term of an objective.
 
+    A value that is not a sum over rows (a divergence between samples, a correlation) is a scalar
+    with a scalar weight, for example the number of rows that it was computed from. Several
+    processes compute one each, of the rows at hand, and these are averaged by their weights.
+
     Args:
-        value: ``(B,)``, nats per row, to be minimised.
+        value: ``(B,)``, nats per row, to be minimised; or a scalar.
         weight: ``(B,)`` weight of every row; None: 1 for the rows of which something is seen.
             The term's part of the objective is ``sum(weight * value) / sum(weight)`` over the
-            global batch, and 0 where no row counts.
+            global batch, and 0 where no row counts. A scalar's weight is a scalar.
     """
 
     value: Tensor

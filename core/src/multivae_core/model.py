@@ -5,18 +5,26 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from multivae_core import estimation, inference, saving
 from multivae_core.data.batch import Batch
+from multivae_core.distributions import Distribution
 from multivae_core.errors import CapabilityError
 from multivae_core.likelihoods import Likelihood
 from multivae_core.losses import LossOutput
 from multivae_core.model_networks import MultimodalNetworks
 from multivae_core.noise import Step
-from multivae_core.posteriors import JointPrior, LatentName, Latents, Posterior
+from multivae_core.posteriors import (
+    JointPrior,
+    LatentName,
+    LatentPrior,
+    Latents,
+    Posterior,
+)
+from multivae_core.priors import OrPrior, StandardNormal
 from multivae_core.stages import Player, Stage
 
 if TYPE_CHECKING:
@@ -24,6 +32,8 @@ if TYPE_CHECKING:
     from multivae_core.estimation import Estimate
 
 __all__ = ["MultimodalVAE"]
+
+_NEED_DENSITIES = ("joint_likelihood", "conditional_likelihood", "loss_is_bound")
 
 
 class MultimodalVAE(MultimodalNetworks):
@@ -35,11 +45,28 @@ class MultimodalVAE(MultimodalNetworks):
     data as they are.
     """
 
-    lacks: ClassVar[Mapping[str, str]] = {}
-    """Capability that the model does not have -> the reason."""
+    lacks: Mapping[str, str] = {}
+    """Capability that the model does not have, of its class or with its options -> the reason."""
 
     representation: tuple[LatentName, ...] = ("shared",)
     """The latents that `embed` returns."""
+
+    def __init__(
+        self,
+        config: Any,
+        encoders: Mapping[str, nn.Module] | None = None,
+        decoders: Mapping[str, nn.Module] | None = None,
+        networks: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__(config, encoders, decoders, networks)
+        if name := next(filter(self._is_no_density, self.decoded), None):
+            own = self.decoders[name].likelihood.name
+            reason = f"{own!r} of {name!r} is no density; choose another likelihood, as 'normal'"
+            self.lacks = {**dict.fromkeys(_NEED_DENSITIES, reason), **self.lacks}
+
+    def _is_no_density(self, name: str) -> bool:
+        head = getattr(self.decoders[name], "likelihood", None)
+        return not getattr(getattr(head, "result", None), "is_density", True)
 
     @abstractmethod
     def posterior(self, batch: Batch) -> Posterior:
@@ -53,7 +80,7 @@ class MultimodalVAE(MultimodalNetworks):
         """The objective in pieces that are sent backward one by one; default: one piece."""
         yield self.loss(batch, step)
 
-    def prior(self, batch: Batch) -> JointPrior:
+    def prior(self, batch: Batch) -> LatentPrior:
         """The prior over all latents."""
         return JointPrior(self.shared_prior, self.latent_sizes)
 
@@ -74,8 +101,8 @@ class MultimodalVAE(MultimodalNetworks):
         self, latents: Latents, batch: Batch, step: Step, valid: Tensor | None = None
     ) -> Tensor:
         """Weighted log-likelihood of everything present, ``(n, B)`` nats; see `score`."""
-        total = self.weighted_score(self.modalities[0], latents, batch, step, valid)
-        for name in self.modalities[1:]:
+        total = self.weighted_score(self.decoded[0], latents, batch, step, valid)
+        for name in self.decoded[1:]:
             total = total + self.weighted_score(name, latents, batch, step, valid)
         return total
 
@@ -91,6 +118,12 @@ class MultimodalVAE(MultimodalNetworks):
         scores = self.score(name, latents, batch, valid)
         weight = self.likelihood_weight(name, step)
         return scores if weight == 1.0 else weight * scores
+
+    def or_prior(self, q: Distribution, batch: Batch) -> Distribution:
+        """The posterior of the shared latent out of one that is N(0, I) where nothing is seen."""
+        if isinstance(self.shared_prior, StandardNormal) or bool(batch.something.all()):
+            return q
+        return OrPrior(q, self.shared_prior, batch.something)
 
     def beta(self, step: Step) -> float:
         """Weight of the divergences: 1 outside training."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from multivae_core.posteriors import LatentName, Latents
 from multivae_core.priors import Prior
 from multivae_core.transforms import Transform
 
-__all__ = ["MultimodalNetworks"]
+__all__ = ["MultimodalNetworks", "no_network"]
 
 
 class MultimodalNetworks(nn.Module):
@@ -34,19 +34,26 @@ class MultimodalNetworks(nn.Module):
         encoders: Modality -> the user's own network ``(R, *shape) -> (R, F)``.
         decoders: Modality -> the user's own network
             ``(R, D) -> (R, P * shape[0], *shape[1:])``.
+        networks: Role -> the user's own network, for roles beside these two; see `roles`.
 
     Raises:
         ConfigError: A network is missing, or does not fit.
     """
+
+    roles: ClassVar[Mapping[str, str]] = {}
+    """Role of a further network that a user may give -> what it must map to what."""
 
     def __init__(
         self,
         config: Any,
         encoders: Mapping[str, nn.Module] | None = None,
         decoders: Mapping[str, nn.Module] | None = None,
+        networks: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.config = config
+        # the user's own by role, which a model folder cannot describe; a model builds them in
+        self.own_networks = _of_known_roles(networks or {}, self.roles)
         # what a model card tells beyond the configuration: kept in the model folder as JSON
         self.notes: dict[str, Any] = {}
         # sorted: the order in which a user lists modalities then changes nothing
@@ -54,15 +61,16 @@ class MultimodalNetworks(nn.Module):
         if not self.modalities:
             raise ConfigError("a model needs at least one modality", "modalities")
         self.encoders = PerModality(
-            {name: self._encoder(name, encoders or {}) for name in self.modalities}
+            {name: self.build_encoder(name, encoders or {}) for name in self.modalities}
         )
         self.decoders = PerModality(
-            {name: self._decoder(name, decoders or {}) for name in self.modalities}
+            {name: self.build_decoder(name, decoders or {}) for name in self.decoded}
         )
         self.transforms = PerModality(
             {name: Transform(config.modalities[name].shape) for name in self.modalities}
         )
         self.shared_prior: Prior = build("priors", config.prior, config.latent_dim)
+        self.shared_prior.bind(self)
 
     def decode_one(
         self, name: str, latents: Latents, batch: Batch, rows: Tensor | None = None
@@ -82,6 +90,63 @@ class MultimodalNetworks(nn.Module):
         )
         return likelihood
 
+    def build_encoder(self, name: str, custom: Mapping[str, nn.Module]) -> nn.Module:
+        """Build the encoder of a modality; a model with other networks overrides this.
+
+        Args:
+            name: The modality.
+            custom: Modality -> the user's own network.
+        """
+        trunk, counts = self.encoder_trunk(name, custom)
+        return ModalityEncoder(trunk, self.encoder_latents(name), counts=counts)
+
+    def encoder_trunk(self, name: str, custom: Mapping[str, nn.Module]) -> tuple[nn.Module, bool]:
+        """Build what gives features of a modality; also whether it is to see log(1 + x)."""
+        own = self.config.modalities[name]
+        if name in custom:
+            return PlainTrunk(custom[name], name, own.shape), False
+        if own.encoder is None:
+            raise no_network("encoder", name)
+        try:
+            trunk: nn.Module = build("encoders", own.encoder, own.shape, own.element_mask)
+        except ConfigError as error:
+            raise error.under(f"modalities.{name}.encoder") from error
+        head: LikelihoodHead = build("likelihoods", own.likelihood, own.shape)
+        return trunk, head.counts
+
+    def encoder_latents(self, name: str) -> dict[LatentName, int]:
+        """The latents that a modality's encoder speaks about, with their sizes."""
+        latents: dict[LatentName, int] = {"shared": self.config.latent_dim}
+        if name in self.private_dims():
+            latents["private", name] = self.private_dims()[name]
+        return latents
+
+    def build_decoder(self, name: str, custom: Mapping[str, nn.Module]) -> ModalityDecoder:
+        """Build the decoder of a modality; a model with other networks overrides this."""
+        own, size = self.config.modalities[name], self.decoder_size(name)
+        head = build("likelihoods", own.likelihood, own.shape)
+        shape = (head.n_params * own.shape[0], *own.shape[1:])
+        if name in custom:
+            check_decoder(custom[name], name, (size,), shape)
+            return ModalityDecoder(custom[name], head, own.shape)
+        if own.decoder is None:
+            raise no_network("decoder", name)
+        try:
+            network = build("decoders", own.decoder, size, shape)
+        except ConfigError as error:
+            raise error.under(f"modalities.{name}.decoder") from error
+        return ModalityDecoder(network, head, own.shape)
+
+    def decoder_size(self, name: str) -> int:
+        """Size of what a modality's decoder reads."""
+        size: int = self.config.latent_dim + self.private_dims().get(name, 0)
+        return size
+
+    @property
+    def decoded(self) -> tuple[str, ...]:
+        """The modalities that the model has a decoder for; the others are conditions alone."""
+        return self.modalities
+
     def private_dims(self) -> dict[str, int]:
         """Size of every modality's private latent; modalities without one are left out."""
         return {}
@@ -95,6 +160,11 @@ class MultimodalNetworks(nn.Module):
         return sizes
 
     @property
+    def latent_shapes(self) -> dict[LatentName, tuple[int, ...]]:
+        """Shape of every latent; a model whose latents are maps overrides this."""
+        return {name: (size,) for name, size in self.latent_sizes.items()}
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.transforms[self.modalities[0]].shift.device
@@ -103,6 +173,18 @@ class MultimodalNetworks(nn.Module):
     def dtype(self) -> torch.dtype:
         """Floating type of the parameters; data are cast to it in `prepare` and nowhere else."""
         return self.transforms[self.modalities[0]].shift.dtype
+
+    def encode_one(self, name: str, batch: Batch) -> tuple[Any, Tensor | None]:
+        """Run the encoder of a modality on the rows that have it.
+
+        Returns:
+            What the encoder gives, and the numbers of those rows, ``(R,)``; None: all rows.
+        """
+        rows, values, observed = batch.rows(name), batch.values[name], batch.observed.get(name)
+        if rows is not None:
+            values = values.index_select(0, rows)
+            observed = None if observed is None else observed.index_select(0, rows)
+        return self.encoders[name](values, observed), rows
 
     def run_encoders(self, batch: Batch) -> dict[LatentName, Tensor]:
         """Run every encoder once, on the rows that have its modality.
@@ -115,11 +197,8 @@ class MultimodalNetworks(nn.Module):
         shared: list[Tensor] = []
         encoded: dict[LatentName, Tensor] = {}
         for name in self.modalities:
-            rows, values, observed = batch.rows(name), batch.values[name], batch.observed.get(name)
-            if rows is not None:
-                values = values.index_select(0, rows)
-                observed = None if observed is None else observed.index_select(0, rows)
-            for latent, part in self.encoders[name](values, observed).items():
+            parts, rows = self.encode_one(name, batch)
+            for latent, part in parts.items():
                 whole = part
                 if rows is not None:
                     empty = part.new_zeros(batch.size, *part.shape[1:])
@@ -235,40 +314,22 @@ class MultimodalNetworks(nn.Module):
         present = torch.zeros(shape, dtype=torch.bool, device=self.device)
         return Batch(values=values, present=present)
 
-    def _encoder(self, name: str, custom: Mapping[str, nn.Module]) -> ModalityEncoder:
-        own = self.config.modalities[name]
-        latents: dict[LatentName, int] = {"shared": self.config.latent_dim}
-        if name in self.private_dims():
-            latents["private", name] = self.private_dims()[name]
-        if name in custom:
-            return ModalityEncoder(PlainTrunk(custom[name], name, own.shape), latents)
-        if own.encoder is None:
-            raise _no_network("encoder", name)
-        try:
-            trunk = build("encoders", own.encoder, own.shape, own.element_mask)
-        except ConfigError as error:
-            raise error.under(f"modalities.{name}.encoder") from error
-        head: LikelihoodHead = build("likelihoods", own.likelihood, own.shape)
-        return ModalityEncoder(trunk, latents, counts=head.counts)
 
-    def _decoder(self, name: str, custom: Mapping[str, nn.Module]) -> ModalityDecoder:
-        own = self.config.modalities[name]
-        head = build("likelihoods", own.likelihood, own.shape)
-        size = self.config.latent_dim + self.private_dims().get(name, 0)
-        shape = (head.n_params * own.shape[0], *own.shape[1:])
-        if name in custom:
-            check_decoder(custom[name], name, size, shape)
-            return ModalityDecoder(custom[name], head, own.shape)
-        if own.decoder is None:
-            raise _no_network("decoder", name)
-        try:
-            network = build("decoders", own.decoder, size, shape)
-        except ConfigError as error:
-            raise error.under(f"modalities.{name}.decoder") from error
-        return ModalityDecoder(network, head, own.shape)
+def _of_known_roles(
+    networks: Mapping[str, nn.Module], roles: Mapping[str, str]
+) -> dict[str, nn.Module]:
+    for role in networks:
+        if role not in roles:
+            known = ", ".join(f"{name!r}: {rule}" for name, rule in roles.items())
+            raise ConfigError(
+                f"the model has no network of this role; there is {known or 'none'}",
+                f"networks.{role}",
+            )
+    return dict(networks)
 
 
-def _no_network(role: str, name: str) -> ConfigError:
+def no_network(role: str, name: str) -> ConfigError:
+    """The error for a network of the user's own that was not given."""
     return ConfigError(
         f"the model has a custom {role} for {name!r} that its configuration cannot rebuild; pass"
         f" it: {role}s={{{name!r}: network}}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -15,7 +15,11 @@ from multivae_core.config import config, one_of
 from multivae_core.distributions import FAMILIES, Distribution, Laplace, Normal, expert
 from multivae_core.noise import NoiseSource
 
+if TYPE_CHECKING:
+    from multivae_core.model_networks import MultimodalNetworks
+
 __all__ = [
+    "OrPrior",
     "Prior",
     "ScaledConfig",
     "ScaledPrior",
@@ -34,10 +38,20 @@ class Prior(nn.Module):
         latent_dim: Size D of the latent.
     """
 
+    origin: Tensor
+
     def __init__(self, config: Any, latent_dim: int) -> None:
         super().__init__()
         self.config = config
         self.latent_dim = latent_dim
+        self.register_buffer("origin", torch.zeros(latent_dim), persistent=False)
+
+    def bind(self, model: MultimodalNetworks) -> None:
+        """Learn whose prior this is; for priors made of the model's encoders (VampPrior).
+
+        The model has its configuration, encoders and decoders by then. A prior may keep it, but
+        not as a part of its own: the model is made of the prior, not the prior of the model.
+        """
 
     @abstractmethod
     def sample(self, n: int, rows: int, noise: NoiseSource, name: Hashable) -> Tensor:
@@ -50,6 +64,10 @@ class Prior(nn.Module):
     def kl(self, posterior: Distribution) -> Tensor | None:
         """KL(posterior || prior) in closed form, ``(*batch)`` nats; None where there is none."""
         return None
+
+    def mean(self) -> Tensor:
+        """``(D,)``; default: 0."""
+        return self.origin
 
 
 @config
@@ -116,6 +134,40 @@ class ScaledPrior(Prior):
         if isinstance(own, Laplace) and isinstance(posterior, Laplace):
             return posterior.kl(own)
         return None
+
+
+class OrPrior(Distribution):
+    """A posterior in rows of which something is seen, and the prior in all others.
+
+    Args:
+        posterior: Over ``(B, D)``.
+        prior: The prior.
+        seen: ``(B,)`` bool.
+    """
+
+    def __init__(self, posterior: Distribution, prior: Prior, seen: Tensor) -> None:
+        self.posterior, self.prior, self.seen = posterior, prior, seen
+
+    @property
+    def mean(self) -> Tensor:
+        """See `Distribution.mean`."""
+        own = self.posterior.mean
+        return torch.where(self.seen[:, None], own, self.prior.mean().to(own))
+
+    def draw(self, n: int, noise: NoiseSource, name: Hashable) -> tuple[Tensor, Tensor]:
+        """See `Distribution.draw`."""
+        value, log_q = self.posterior.draw(n, noise, name)
+        other = self.prior.sample(n, len(self.seen), noise, name)
+        value = torch.where(self.seen[:, None], value, other)
+        return value, torch.where(self.seen, log_q, self.prior.log_prob(value))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """See `Distribution.log_prob`."""
+        return torch.where(self.seen, self.posterior.log_prob(value), self.prior.log_prob(value))
+
+    def detach(self) -> OrPrior:
+        """The same with the posterior's parameters cut from the graph."""
+        return OrPrior(self.posterior.detach(), self.prior, self.seen)
 
 
 def kl_to_prior(posterior: Distribution, prior: Prior, value: Tensor) -> Tensor:

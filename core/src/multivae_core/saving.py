@@ -70,6 +70,7 @@ def load_model(
     *,
     encoders: Mapping[str, nn.Module] | None = None,
     decoders: Mapping[str, nn.Module] | None = None,
+    networks: Mapping[str, nn.Module] | None = None,
     device: str | torch.device = "cpu",
     revision: str | None = None,
 ) -> MultimodalVAE:
@@ -84,6 +85,7 @@ def load_model(
         encoders: The networks of one's own that the model was created with; they get the
             saved weights.
         decoders: Likewise.
+        networks: Likewise, by role.
         device: Where to put the model.
         revision: Branch, tag or commit of the repository.
 
@@ -95,6 +97,8 @@ def load_model(
     folder = _locate(path, revision)
     record = _read_record(folder / CONFIG)
     own = {"encoders": dict(encoders or {}), "decoders": dict(decoders or {})}
+    if networks or record["custom"].get("networks"):
+        own["networks"] = dict(networks or {})
     _check_custom(folder, record, own)
     model = _blank(folder / CONFIG, record, own)
     _assign(model, folder / WEIGHTS)
@@ -174,15 +178,16 @@ def _record(
     if plugin is not None and plugin.version:
         versions[plugin.name] = plugin.version
     own = model.config.modalities
+    custom = {
+        f"{role}s": [name for name in model.modalities if getattr(own[name], role) is None]
+        for role in ("encoder", "decoder")
+    }
     return spec, {
         "format": FORMAT,
         "model": spec.qualified_name,
         "dtype": kind,
         "config": unstructure(model.config),
-        "custom": {
-            f"{role}s": [name for name in model.modalities if getattr(own[name], role) is None]
-            for role in ("encoder", "decoder")
-        },
+        "custom": custom | ({"networks": [*model.own_networks]} if model.own_networks else {}),
         "notes": persistence.plain({**model.notes, **(summary or {})}),
         "versions": versions,
     }
@@ -273,19 +278,20 @@ def _check_custom(
     """Make sure that exactly the networks are given that the folder cannot rebuild."""
     for kind, networks in own.items():
         role, needed = kind[:-1], record["custom"].get(kind, [])
+        of, what = ("role", "roles") if kind == "networks" else ("modality", "modalities")
         problem = ""
         if not isinstance(needed, list):
-            problem = f"{CONFIG}: custom.{kind}: must be a list of modalities, got {needed!r}"
+            problem = f"{CONFIG}: custom.{kind}: must be a list of {what}, got {needed!r}"
         elif missing := [name for name in needed if name not in networks]:
             problem = (
-                f"the {role} of modality {missing[0]!r} is a network of its author's own, which"
+                f"the {role} of {of} {missing[0]!r} is a network of its author's own, which"
                 " the folder does not describe; build it and pass it again: load_model(...,"
                 f" {kind}={{{missing[0]!r}: network}}); a registered network needs no passing"
             )
         elif extra := [name for name in networks if name not in needed]:
             problem = (
                 f"an own {role} was passed for {extra[0]!r}, but this model's own networks are"
-                f" those of {', '.join(needed) or 'no modality'}; leave it out"
+                f" those of {', '.join(needed) or 'no ' + of}; leave it out"
             )
         elif wrong := [n for n, network in networks.items() if not isinstance(network, nn.Module)]:
             problem = (

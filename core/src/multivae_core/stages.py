@@ -30,6 +30,7 @@ class Player:
             backward at once.
         optimiser: Options that differ from the trainer's, for example ``{"lr": 1e-4}``.
         every: The player moves once in so many steps.
+        after_move: Called after every move, for example to bring weights back into a range.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Player:
     loss: PieceLoss
     optimiser: dict[str, float] = attrs.field(factory=dict)
     every: int = attrs.field(default=1, validator=positive)
+    after_move: Callable[[], None] | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -18,7 +18,11 @@ class MMVAE(Adapter):
 
     def translate(self, config: Options) -> dict[str, Any]:
         """``beta`` exists and is never read."""
-        config.take("beta", 1.0, number)
+        learned = config.take("learn_prior", True, flag)
+        return {**self.mixture(config), "beta": 1.0, "learn_prior": learned}
+
+    def mixture(self, config: Options) -> dict[str, Any]:
+        """The options of every model with a mixture of experts and such a bound."""
         samples = config.take("K", 10, lambda v: whole(v) and v > 0)
         families = ("laplace_with_softmax", "normal", "normal_with_softplus")
         family = config.take("prior_and_posterior_dist", families[0], lambda v: v in families)
@@ -27,9 +31,9 @@ class MMVAE(Adapter):
         return {
             "n_samples": self.arguments.take("K", samples, lambda v: whole(v) and v > 0),
             "family": family,
-            "learn_prior": config.take("learn_prior", True, flag),
             "bound": "looser",
             "estimator": estimators[loss],
+            "beta": config.take("beta", 1.0, number),
         }
 
     def load(self, built: Built) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from scipy import special, stats
 
-import multivae_aggregated.mmvae as module
+import multivae_core.mixture_vae as module
 from multivae_core.errors import ConfigError
 from multivae_core.noise import RowNoise, ScriptedNoise, Step
 
@@ -256,7 +256,7 @@ class TestSources:
 
     def test_sources_are_what_a_row_has(self, make_model, make_batch, training):
         model, batch = make_model("mmvae", n_sources=2), make_batch()
-        sources = model._sources(model.prepare(batch), training())
+        sources = model.samples(model.prepare(batch), training()).sources
         assert sources.shape == (2, batch.size)
         for b in range(batch.size):
             own = [s for s in sources[:, b].tolist() if s >= 0]
@@ -393,6 +393,7 @@ def test_the_prior_is_learned_where_asked(make_model, make_batch, training, lear
         {"prior": "standard_normal", "family": SOFTPLUS},
         {"prior": {"type": "scaled", "family": LAPLACE}},
         {"prior": {"type": "scaled", "family": SOFTPLUS}, "family": NORMAL},
+        {"prior": "standard_normal"},
     ],
 )
 def test_rows_with_nothing_have_the_prior_and_no_loss(make_model, make_batch, training, options):
@@ -449,7 +450,7 @@ class TestRefusals:
         ("options", "message"),
         [
             ({"n_samples": 0}, "n_samples: must be > 0, got 0"),
-            ({"family": "gauss"}, "family: must be one of 'normal', 'normal_with_softplus'"),
+            ({"family": "gauss"}, "^family: must be one of 'normal', 'normal_with_softplus'"),
             ({"bound": "loose"}, "bound: must be one of 'looser', 'tight'; got 'loose'"),
             ({"estimator": "vimco"}, "estimator: must be one of 'iwae', 'dreg', 'stl'"),
             ({"n_sources": 0}, "n_sources: must be > 0, got 0"),

@@ -476,7 +476,7 @@ class TestRefusals:
             ({"private_dims": {"d": 1}}, "private_dims.d: unknown modality; there is a, b, c"),
             ({"private_dims": {"a": 0}}, "private_dims.a: must be > 0, got 0"),
             ({"private_dims": {"a": 1.5}}, "private_dims.a: must be an integer, got 1.5"),
-            ({"private_dims": 2}, "private_dims: must be a mapping, got 2"),
+            ({"private_dims": "2"}, "private_dims: must be an integer or a mapping of m.*got '2'"),
             ({"style_betas": {"d": 1.0}}, "style_betas.d: unknown modality; there is a, b, c"),
             (
                 {"style_betas": {"a": -1.0}, "private_dims": {"a": 1}},
@@ -503,3 +503,115 @@ class TestRefusals:
     def test_options(self, make_model, options, message):
         with pytest.raises(ConfigError, match=message):
             make_model("mopoe", **options)
+
+
+class TestLearnedWeights:
+    LOGITS = (0.3, -1.0, 0.8, 0.1, 2.0, -0.4, 0.6)
+
+    def model(self, make_model, **options):
+        model = make_model("mopoe", subset_weights="learned", **options)
+        with torch.no_grad():
+            model.subset_logits.copy_(torch.tensor(self.LOGITS[: len(model.subsets)]))
+        return model
+
+    def weights(self, model, batch, b):
+        """Weight of every subset of a row, in the order of `components`."""
+        logits = {
+            tuple(n for n, member in zip("abc", subset, strict=True) if member): float(logit)
+            for subset, logit in zip(
+                model.subsets.tolist(), model.subset_logits.detach(), strict=True
+            )
+        }
+        return special.softmax([logits[s] for s in power_set(present(batch, b))])
+
+    def bound(self, model, batch, b, beta=1.0):
+        if not present(batch, b):
+            return 0.0
+        values = [
+            reconstruction(model, batch, b, mean) - beta * kl(mean, variance)
+            for _, mean, variance in components(model, batch, b)
+        ]
+        return np.dot(self.weights(model, batch, b), values)
+
+    def test_all_components_give_the_formula(self, make_model, make_batch, quiet):
+        options = {"n_components_per_step": None, "entropy_weight": 3.0, "beta": 2.0}
+        model, batch = self.model(make_model, **options), make_batch()
+        out = model.loss(model.prepare(batch), quiet())
+        assert list(out.terms) == ["reconstruction", "kl", "subset_entropy"]
+        values = {name: term.value.detach() for name, term in out.terms.items()}
+        for b in range(batch.size):
+            pi = self.weights(model, batch, b) if present(batch, b) else np.ones(1)
+            lost = np.log(len(pi)) - stats.entropy(pi)
+            if present(batch, b):
+                assert float(values["subset_entropy"][b]) == pytest.approx(3.0 * lost)
+            found = -float(values["reconstruction"][b] + values["kl"][b])
+            assert found == pytest.approx(self.bound(model, batch, b, 2.0))
+
+    def test_outside_training_it_is_the_bound(self, make_model, make_batch, quiet):
+        model, batch = self.model(make_model, n_components_per_step=None, beta=2.0), make_batch()
+        out = model.loss(model.prepare(batch), Step(noise=quiet().noise))
+        assert list(out.terms) == ["reconstruction", "kl"]
+        expected = [self.bound(model, batch, b) for b in range(batch.size)]
+        torch.testing.assert_close(-total(out).detach(), torch.tensor(expected, dtype=F64))
+
+    @pytest.mark.parametrize("r", [1, 3])
+    def test_drawn_components_are_right_on_average(self, make_model, make_batch, quiet, r):
+        """So are the gradients of the logits."""
+        drawn, whole = (
+            self.model(make_model, n_components_per_step=n, entropy_weight=0.0) for n in (r, None)
+        )
+        batch = make_batch().take(torch.zeros(1000, dtype=torch.long))
+        exact = total(whole.loss(whole.prepare(batch), quiet())).mean()
+        exact.backward()
+        values, gradients = [], []
+        for number in range(12):
+            drawn.zero_grad()
+            value = total(drawn.loss(drawn.prepare(batch), quiet(number))).mean()
+            value.backward()
+            values.append(value.detach())
+            gradients.append(drawn.subset_logits.grad.clone())
+        for found, expected in (
+            (torch.stack(values)[:, None], exact.detach()[None]),
+            (torch.stack(gradients), whole.subset_logits.grad),
+        ):
+            error = found.std(dim=0) / math.sqrt(12)
+            assert bool(((found.mean(dim=0) - expected).abs() < 5 * error + 1e-9).all())
+
+    def test_posterior_and_proposal_have_the_weights(self, make_model, make_batch):
+        model, batch = self.model(make_model, encode_with="mixture"), make_batch()
+        prepared = model.prepare(batch)
+        for posterior in (model.posterior(prepared), model.proposal(prepared)):
+            mixture = posterior.parts["shared"]
+            for b in range(batch.size):
+                if present(batch, b):
+                    found = mixture.weights[b][mixture.weights[b] > 0].detach()
+                    expected = sorted(self.weights(model, batch, b))
+                    assert sorted(found.tolist()) == pytest.approx(expected)
+
+    def test_equal_logits_are_uniform_weights(self, make_model, make_batch, training):
+        one = make_model("mopoe", subset_weights="learned")
+        two, batch = make_model("mopoe"), make_batch()
+        out = one.loss(one.prepare(batch), training())
+        other = two.loss(two.prepare(batch), training())
+        torch.testing.assert_close(total(out), total(other))
+        entropy = out.terms["subset_entropy"].value
+        torch.testing.assert_close(entropy, torch.zeros_like(entropy))
+
+    def test_weights_move_towards_the_better_subsets(self, make_model, make_batch, quiet):
+        # the derivative by a logit is its weight times what its subset is better than the mean
+        model = self.model(make_model, n_components_per_step=None, entropy_weight=0.0)
+        batch = make_batch(1, holes=False)
+        total(model.loss(model.prepare(batch), quiet())).sum().backward()
+        values = np.array(
+            [
+                reconstruction(model, batch, 0, mean) - kl(mean, variance)
+                for _, mean, variance in components(model, batch, 0)
+            ]
+        )
+        pi = self.weights(model, batch, 0)
+        expected = pi * (values - pi @ values)
+        np.testing.assert_allclose(sorted(-model.subset_logits.grad.numpy()), sorted(expected))
+
+    def test_drawn_subsets_have_no_weights(self, make_model):
+        with pytest.raises(ConfigError, match="n_subsets: draws subsets that have no weights"):
+            make_model("mopoe", subset_weights="learned", n_subsets=2)

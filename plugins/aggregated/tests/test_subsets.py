@@ -132,3 +132,17 @@ def test_draws_of_a_row_do_not_depend_on_other_rows():
     whole = draw_available(5, present, RowNoise(0, torch.arange(3)), by_size=False)
     alone = draw_available(5, present[1:2], RowNoise(0, torch.tensor([1])), by_size=False)
     assert torch.equal(alone[:, 0], whole[:, 1])
+
+
+def test_rows_that_draw_on_their_own_do_not_list_all_subsets_of_many_modalities(monkeypatch):
+    noise, asked = TrainingNoise(0, 0), []
+    uniform = noise.uniform
+
+    def counted(name, shape):
+        asked.append(math.prod(shape))
+        return uniform(name, shape)
+
+    monkeypatch.setattr(noise, "uniform", counted)
+    drawn = draw_subsets(2, 16, 128, noise, by_size=False)
+    assert drawn.shape == (2, 128, 16)
+    assert sum(asked) < 10_000

@@ -64,20 +64,22 @@ class PlainTrunk(nn.Module):
         return features
 
 
-def check_decoder(network: nn.Module, name: str, size: int, shape: tuple[int, ...]) -> None:
+def check_decoder(
+    network: nn.Module, name: str, latent: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
     """Try a user's own network as the decoder of a modality.
 
     Args:
-        network: Maps ``(R, size)`` to ``(R, *shape)``.
+        network: Maps ``(R, *latent)`` to ``(R, *shape)``.
         name: The modality, for the message.
-        size: Size of the latents together.
+        latent: Shape of what the decoder reads.
         shape: Shape of what the likelihood needs.
 
     Raises:
         ConfigError: It does not map two latents of zeros to two rows of that many numbers.
     """
-    rule = f"it must map (rows, {size}) to (rows, {_listed(shape)})"
-    raw = _probe(network, (size,), f"decoder of {name!r} fails on latents", rule)
+    rule = f"it must map (rows, {_listed(latent)}) to (rows, {_listed(shape)})"
+    raw = _probe(network, latent, f"decoder of {name!r} fails on latents", rule)
     if len(raw) != 2 or raw.numel() != 2 * math.prod(shape):
         raise ConfigError(
             f"the network given as decoder of {name!r} gave {tuple(raw.shape)} for 2 rows of"
@@ -117,22 +119,30 @@ class ModalityEncoder(nn.Module):
         latents: Name of a latent -> its size D.
         counts: Whether the trunk sees log(1 + x) of the values: counts range over orders of
             magnitude, and there is no scale that they could be brought to.
+        scale: Whether there is a raw scale; an encoder that gives points has the location alone.
     """
 
-    def __init__(self, trunk: nn.Module, latents: Mapping[Any, int], counts: bool = False) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        latents: Mapping[Any, int],
+        counts: bool = False,
+        scale: bool = True,
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.counts = counts
         self.latents = dict(latents)
         features: int = trunk.out_features  # type: ignore[assignment]
-        self.head = nn.Linear(features, 2 * sum(self.latents.values()))
+        self.parts = 2 if scale else 1
+        self.head = nn.Linear(features, self.parts * sum(self.latents.values()))
 
     def forward(self, values: Tensor, observed: Tensor | None = None) -> dict[Any, Tensor]:
-        """Return for every latent the location and the raw scale, ``(R, 2, D)``."""
+        """Return for every latent location and raw scale, ``(R, 2, D)``; or ``(R, 1, D)``."""
         raw = self.head(self.trunk(values.log1p() if self.counts else values, observed))
-        parts = raw.split([2 * size for size in self.latents.values()], dim=1)
+        parts = raw.split([self.parts * size for size in self.latents.values()], dim=1)
         return {
-            name: part.view(-1, 2, size)
+            name: part.view(-1, self.parts, size)
             for (name, size), part in zip(self.latents.items(), parts, strict=True)
         }
 
@@ -141,7 +151,7 @@ class ModalityDecoder(nn.Module):
     """A network and the likelihood whose parameters it gives.
 
     Args:
-        network: ``(R, D)`` -> ``(R, P * shape[0], *shape[1:])`` with P parameters per element.
+        network: ``(R, *event)`` -> ``(R, P * shape[0], *shape[1:])``, P parameters per element.
         likelihood: Head of the likelihood, a module with ``n_params``.
         shape: Shape of one measurement.
     """
@@ -154,9 +164,9 @@ class ModalityDecoder(nn.Module):
         self.n_params: int = likelihood.n_params  # type: ignore[assignment]
 
     def forward(self, latent: Tensor) -> Likelihood:
-        """Return the likelihood of one measurement for every latent, ``(n, R, D)``."""
+        """Return the likelihood of one measurement for every latent, ``(n, R, *event)``."""
         n, rows = latent.shape[:2]
-        raw = self.network(latent.reshape(n * rows, latent.shape[2]))
+        raw = self.network(latent.reshape(n * rows, *latent.shape[2:]))
         if raw.numel() != n * rows * self.n_params * math.prod(self.shape):
             raise ConfigError(
                 f"a decoder gave {tuple(raw.shape[1:])} values per row where the likelihood needs"

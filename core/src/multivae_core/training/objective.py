@@ -62,13 +62,16 @@ def check_output(output: LossOutput, rows: int, player: str) -> None:
         )
     values = {"the bound": output.bound}
     for name, term in output.terms.items():
+        if term.weight is not None and term.value.shape == term.weight.shape == ():
+            continue  # a value of the rows at hand together
         values |= {f"term {name!r}": term.value, f"the weight of term {name!r}": term.weight}
     values |= {f"metric {name!r}": value for name, value in output.metrics.items()}
     for what, value in values.items():
         if value is not None and value.shape != (rows,):
             raise TrainingError(
                 f"the loss of player {player!r}: {what} has shape {tuple(value.shape)}; it must"
-                f" be ({rows},), one value per row of the batch"
+                f" be ({rows},), one value per row of the batch (a term that is no sum over rows:"
+                " a scalar, with a scalar as its weight)"
             )
 
 
@@ -157,7 +160,8 @@ def report(output: LossOutput, share: Share, player: str, piece: int) -> Report:
     if not found:
         return Report((), torch.zeros(0), 0.0, torch.zeros(0))
     keys = list(found)
-    rows = torch.stack([*found.values()]).detach()
+    values = torch.broadcast_tensors(*map(torch.atleast_1d, found.values()))
+    rows = torch.stack(values).detach()
     sums = share.pick(rows).sum(dim=1)
     for name, term in output.terms.items():
         if term.weight is not None:

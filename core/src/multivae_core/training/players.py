@@ -246,6 +246,8 @@ class Mover:
         elif any(p.grad is not None for p in self.params):
             scaler.step(self.optimiser)
             scaler.update()
+        if self.player.after_move is not None:
+            self.player.after_move()
 
     def _denominators(self, output: LossOutput, part: Work, parts: int) -> dict[str, Tensor]:
         sums = weight_sums(output, part.share)

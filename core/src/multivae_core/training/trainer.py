@@ -271,7 +271,7 @@ def _resume(run: Run) -> None:
 @contextmanager
 def _compiled(model: nn.Module, backend: bool | str) -> Iterator[None]:
     """Compile the networks for the time of a run: the outermost modules that can be called."""
-    networks = [] if backend is False else list(_networks(model))
+    networks = [] if backend is False else list(networks_of(model))
     for network in networks:
         network.compile(backend="inductor" if backend is True else backend, dynamic=True)
     try:
@@ -281,11 +281,11 @@ def _compiled(model: nn.Module, backend: bool | str) -> Iterator[None]:
             network._compiled_call_impl = None
 
 
-def _networks(module: nn.Module) -> Iterator[nn.Module]:
+def networks_of(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
         groups = isinstance(child, nn.ModuleList | nn.ModuleDict)
         if groups or type(child).forward is nn.Module.forward:
-            yield from _networks(child)
+            yield from networks_of(child)
         else:
             yield child
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multivae_core.fusion import all_subsets
 from multivae_core.noise import NoiseSource
+from multivae_core.subsets import all_subsets
 
-__all__ = ["draw_available", "draw_subsets", "n_proper"]
+__all__ = ["draw_available", "draw_some", "draw_subsets", "n_proper"]
 
-_ENUMERATED = 16
+# up to so many modalities all subsets are listed: once per step, or once for every row
+_ENUMERATED, _ENUMERATED_PER_ROW = 16, 10
 
 
 def n_proper(count: int) -> int:
@@ -29,7 +30,8 @@ def draw_subsets(
         rows: Rows that draw on their own; None: one draw for the batch.
         noise: Source of the random numbers.
         by_size: First a size, uniformly, then a subset of that size; otherwise uniformly over
-            the subsets and, up to 16 modalities, without replacement.
+            the subsets and, up to 16 modalities (10 where rows draw on their own), without
+            replacement.
 
     Returns:
         ``(n, M)`` or ``(n, B, M)`` bool.
@@ -40,7 +42,7 @@ def draw_subsets(
             return noise.batch_uniform(name, (n if name != "which" else 1, 1, *event))
         return noise.uniform(name, (n if name != "which" else 1, rows, *event))
 
-    if not by_size and count <= _ENUMERATED:
+    if not by_size and count <= (_ENUMERATED if rows is None else _ENUMERATED_PER_ROW):
         every = all_subsets(count).to(noise.device)
         sizes = every.sum(dim=1)
         proper = every[(sizes >= 2) & (sizes < count)]
@@ -61,6 +63,12 @@ def _members(sizes: Tensor, keys: Tensor) -> Tensor:
     """The members with the smallest keys: sizes ``(...)``, keys ``(..., M)`` -> bool."""
     ranks = keys.argsort(dim=-1).argsort(dim=-1)
     return ranks < sizes[..., None]
+
+
+def draw_some(most: int, present: Tensor, noise: NoiseSource) -> Tensor:
+    """Draw at most so many of the modalities of every row, without replacement, ``(B, M)``."""
+    keys = torch.where(present, noise.uniform("some", (1, *present.shape))[0], 2.0)
+    return _members(torch.full_like(present[:, 0], most, dtype=torch.long), keys) & present
 
 
 def draw_available(n: int, present: Tensor, noise: NoiseSource, *, by_size: bool) -> Tensor:

@@ -7,7 +7,10 @@ With A what a row has and the mixture over its non-empty subsets C, each with we
         - beta [ sum_C pi_C KL(q_C || p) + beta_style sum_m beta_m KL(q(w_m | x_m) || N(0, I)) ]
 
 The mixture's KL is at most the mean of the components' KLs, so that L is a bound on
-log p(x_A) for beta = 1 (Sutter et al. 2021, eq. 7).
+log p(x_A) for beta = 1 (Sutter et al. 2021, eq. 7). The pi_C are equal, or the softmax of free
+logits over the N_A subsets of A, held together by less lambda (log N_A - H(pi)), their divergence
+from equal weights, which leaves L a bound (Mancisidor et al. 2025; there + H(pi), the same but for
+a constant).
 """
 
 from __future__ import annotations
@@ -17,22 +20,24 @@ from typing import Any, cast
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from multivae_aggregated._private import PrivateConfig, PrivateVAE, normal
 from multivae_aggregated._subsets import draw_available
 from multivae_core.config import component, config, non_negative, one_of, positive
 from multivae_core.data import Batch
 from multivae_core.distributions import Distribution, Mixture, Normal
 from multivae_core.errors import ConfigError
-from multivae_core.fusion import PRIOR_EXPERT, fixed_subsets, gaussian_fusion, subset_mixture
+from multivae_core.fusion import gaussian_fusion, subset_mixture
 from multivae_core.losses import LossOutput, Term
 from multivae_core.noise import Step
 from multivae_core.posteriors import FactorisedPosterior, LatentName, Latents
+from multivae_core.private_latents import PrivateConfig, PrivateVAE, normal
+from multivae_core.subsets import PRIOR_EXPERT, fixed_subsets
 
 __all__ = ["MoPoE", "MoPoEConfig"]
 
 _MOST_SUBSETS = 1023
+_OPTIONAL: Any = attrs.validators.optional(positive)
 
 
 @config
@@ -40,16 +45,22 @@ class MoPoEConfig(PrivateConfig):
     """Options of MoPoE beside those of every model.
 
     Args:
-        subsets: The subsets of the mixture, each a list of modalities; None: all non-empty ones.
-            A row that has none of them in full mixes what it has of each.
+        subsets: The subsets of the mixture, each a list of modalities; None: all non-empty ones,
+            or of more than 10 modalities a fixed choice of 1023. A row that has none of them in
+            full mixes what it has of each.
         beta_style: Weight of the private divergences; multiplied by beta too.
         prior_expert: In which products N(0, I) is one more expert: ``largest``, the product of
             all that a row has, so that a row with modalities A is treated as complete data on A;
             ``full_set``, the authors' code, which is the same on complete rows; ``always``,
             ``never``.
         fusion: How the experts of a subset are fused; a rule that gives one Gaussian.
+        subset_weights: Weights pi of the subsets: ``uniform``, or ``learned``.
+        entropy_weight: The factor lambda, in training alone. The authors' code for learned
+            weights has 1000, which keeps them close to uniform.
         n_components_per_step: Components per row and step that are decoded, drawn without
-            replacement; with as many as there are subsets nothing is left to chance.
+            replacement, each with equal chances and weighted by pi, so that values and gradients,
+            those of the weights too, are right on average; None: all, so that nothing is left to
+            chance.
         n_subsets: Subsets that every row draws per step to stand for all of them, for many
             modalities; None: all subsets.
         subset_sampling: How they are drawn: ``uniform`` over the subsets, or ``size_uniform``,
@@ -63,10 +74,10 @@ class MoPoEConfig(PrivateConfig):
     beta_style: float = attrs.field(default=1.0, validator=non_negative)
     prior_expert: str = attrs.field(default="largest", validator=one_of(*PRIOR_EXPERT))
     fusion: Any = component("fusions", default="product")
-    n_components_per_step: int = attrs.field(default=1, validator=positive)
-    n_subsets: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(positive)
-    )
+    subset_weights: str = attrs.field(default="uniform", validator=one_of("uniform", "learned"))
+    entropy_weight: float = attrs.field(default=1.0, validator=non_negative)
+    n_components_per_step: int | None = attrs.field(default=1, validator=_OPTIONAL)
+    n_subsets: int | None = attrs.field(default=None, validator=_OPTIONAL)
     subset_sampling: str = attrs.field(
         default="uniform", validator=one_of("uniform", "size_uniform")
     )
@@ -75,6 +86,12 @@ class MoPoEConfig(PrivateConfig):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
+        if self.subset_weights == "learned" and self.n_subsets is not None:
+            raise ConfigError(
+                "draws subsets that have no weights of their own; leave it out, or set"
+                " subset_weights='uniform'",
+                "n_subsets",
+            )
         if self.subsets is not None:
             _check_subsets(self.subsets, list(self.modalities))
             if self.n_subsets is not None:
@@ -95,6 +112,8 @@ class MoPoE(PrivateVAE):
         count = len(self.modalities)
         self.fusion = gaussian_fusion(config.fusion, count, config.latent_dim, "fusion")
         self.register_buffer("subsets", _subset_matrix(config.subsets, self.modalities))
+        learned = config.subset_weights == "learned"
+        self.subset_logits = nn.Parameter(torch.zeros(len(self.subsets))) if learned else None
 
     def posterior(self, batch: Batch) -> FactorisedPosterior:
         """What a row is encoded with; see the option ``encode_with``."""
@@ -121,12 +140,15 @@ class MoPoE(PrivateVAE):
         beta = self.beta(step)
         terms = {"reconstruction": Term(-log_px), "kl": Term(beta * kl)}
         terms |= self.private_terms(private, step, self.config.beta_style * beta)
+        if self.subset_logits is not None and step.training:
+            entropy = self.config.entropy_weight * _lost_entropy(mixture.weights)
+            terms["subset_entropy"] = Term(entropy)
         return LossOutput(terms=terms, metrics={"kl": kl.detach()})
 
     def _posterior(self, batch: Batch, kind: str) -> FactorisedPosterior:
         encoded = self.run_encoders(batch)
-        parts: dict[LatentName, Distribution] = {"shared": self._joint(encoded, batch, kind)}
-        return FactorisedPosterior(parts | self.private(encoded))
+        q = self._joint(encoded, batch, kind)
+        return self.with_private(self.or_prior(q, batch), encoded)
 
     def _joint(self, encoded: dict[LatentName, Tensor], batch: Batch, kind: str) -> Distribution:
         if kind == "mixture":
@@ -147,15 +169,16 @@ class MoPoE(PrivateVAE):
             )
         present = batch.patterns if subsets.ndim == 2 else batch.present
         experts, rule = normal(encoded, 2), self.config.prior_expert
-        return subset_mixture(self.fusion, experts, present, subsets, rule)
+        return subset_mixture(self.fusion, experts, present, subsets, rule, self.subset_logits)
 
     def _chosen(self, weights: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """Components to decode, ``(r, B)``, and their shares, which sum to 1 in every row."""
+        """Components to decode, ``(r, B)``, and their weights over the chance to be drawn."""
         keys = step.noise.uniform("component", (1, *weights.shape))[0]
-        most = min(self.config.n_components_per_step, weights.shape[1])
+        most = min(self.config.n_components_per_step or len(self.subsets), weights.shape[1])
         found = torch.where(weights > 0, keys, -1.0).topk(most, dim=1)
         usable = found.values >= 0
-        share = usable.to(weights.dtype) / usable.sum(dim=1, keepdim=True)
+        count, drawn = (some.sum(dim=1, keepdim=True) for some in (weights > 0, usable))
+        share = torch.where(usable, weights.gather(1, found.indices) * count / drawn, 0.0)
         return found.indices.T, share.T
 
     def _shared_kl(self, mixture: Mixture, picked: Normal, z: Tensor, share: Tensor) -> Tensor:
@@ -173,6 +196,13 @@ def _subset_matrix(subsets: Sequence[Sequence[str]] | None, modalities: Sequence
         return fixed_subsets(len(modalities), _MOST_SUBSETS)
     members = sorted([name in subset for name in modalities] for subset in subsets)
     return torch.tensor(members, dtype=torch.bool)
+
+
+def _lost_entropy(weights: Tensor) -> Tensor:
+    """KL of weights ``(B, S)`` from equal ones over what is not 0, nats ``(B,)``."""
+    usable = weights > 0
+    terms = torch.where(usable, weights, 1.0).log() * weights
+    return usable.sum(dim=1).to(weights.dtype).log() + terms.sum(dim=1)
 
 
 def _check_subsets(subsets: list[list[str]], modalities: list[str]) -> None:

@@ -11,6 +11,7 @@ eq. 5). Only the first of these is a bound on the log-likelihood.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -22,13 +23,15 @@ from multivae_core.config import component, config, non_negative, one_of
 from multivae_core.data import Batch
 from multivae_core.distributions import Normal
 from multivae_core.errors import ConfigError
-from multivae_core.fusion import PRIOR_EXPERT, gaussian_fusion, groups_of, prior_joins
+from multivae_core.fusion import gaussian_fusion
 from multivae_core.losses import LossOutput, Term
 from multivae_core.model import MultimodalVAE
 from multivae_core.model_config import ModelConfig
 from multivae_core.noise import Step
 from multivae_core.posteriors import FactorisedPosterior
 from multivae_core.priors import kl_to_prior
+from multivae_core.private_latents import normal
+from multivae_core.subsets import PRIOR_EXPERT, groups_of, prior_joins
 
 __all__ = ["MVAE", "MVAEConfig"]
 
@@ -41,8 +44,9 @@ class MVAEConfig(ModelConfig):
         subsampling: Whether every single modality has an ELBO of its own. Without it the
             unimodal encoders learn from rows that happen to be incomplete alone.
         n_subsets: Number k of random subsets of 2 to M-1 modalities per step.
-        subset_sampling: ``uniform`` over the subsets, without replacement (up to 16 modalities);
-            or ``size_uniform``: first a size, then a subset of that size.
+        subset_sampling: ``uniform`` over the subsets, without replacement (up to 16 modalities,
+            or 10 with ``per_row_subsets``); or ``size_uniform``: first a size, then a subset of
+            that size.
         per_row_subsets: Whether every row draws subsets of its own; otherwise one draw serves
             the whole batch.
         duplicate_terms: A row with holes meets the same subset several times: it counts
@@ -68,6 +72,8 @@ class MVAEConfig(ModelConfig):
 class MVAE(MultimodalVAE):
     """Multimodal VAE with a product of experts (Wu & Goodman 2018)."""
 
+    lacks: Mapping[str, str] = {"loss_is_bound": "it adds up the ELBOs of several subsets"}
+
     config: MVAEConfig
 
     def __init__(self, config: MVAEConfig, **networks: Any) -> None:
@@ -83,8 +89,9 @@ class MVAE(MultimodalVAE):
         self.fusion = gaussian_fusion(config.fusion, count, config.latent_dim, "fusion")
 
     def posterior(self, batch: Batch) -> FactorisedPosterior:
-        """The product of the prior and of what is present."""
-        return FactorisedPosterior({"shared": self._fused(batch, batch.patterns[None])[0]})
+        """The product of the prior and of what is present; the prior where nothing is."""
+        q = self._fused(batch, batch.patterns[None])[0]
+        return FactorisedPosterior({"shared": self.or_prior(q, batch)})
 
     def loss(self, batch: Batch, step: Step) -> LossOutput:
         """One term per subset: the negative ELBO of what a row has of it, 0 where nothing."""
@@ -110,9 +117,7 @@ class MVAE(MultimodalVAE):
         )
 
     def _fused(self, batch: Batch, members: Tensor) -> Normal:
-        encoded = self.run_encoders(batch)["shared"]
-        location, log_variance = encoded.unbind(dim=2)
-        experts = Normal(location, log_variance)
+        experts = normal(self.run_encoders(batch)["shared"], 2)
         joins = prior_joins(self.config.prior_expert, members, batch.patterns)
         return self.fusion.groups(experts, members, joins)
 

@@ -24,7 +24,8 @@ class QuietNoise(TrainingNoise):
 @pytest.fixture
 def quiet():
     def step(number=0, **options):
-        return Step(training=True, noise=QuietNoise(0, number, dtype=torch.float64), **options)
+        noise = QuietNoise(0, number, dtype=torch.float64)
+        return Step(training=True, number=number, noise=noise, **options)
 
     return step
 
