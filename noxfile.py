@@ -226,7 +226,8 @@ def isolation(session: nox.Session) -> None:
         own = [f"{path(installed[-1])}/tests"] if len(installed) < 3 else []
         own = [folder for folder in own if Path(folder).is_dir()]
         chosen = ["integration_tests/isolation/test_installed.py", *own, "-m", "not slow"]
-        run(session, python, "-m", "pytest", "-q", *chosen, MULTIVAE_INSTALLED=",".join(names))
+        options = ["-q", "-n", "auto", *chosen]
+        run(session, python, "-m", "pytest", *options, MULTIVAE_INSTALLED=",".join(names))
     only(session, python, "--no-deps", *(name(folder) for folder in DISTRIBUTIONS))
     faults = ["integration_tests/isolation/test_faults.py"]
     run(session, python, "-m", "pytest", "-q", *faults, "integration_tests/isolation/test_dist.py")

@@ -39,6 +39,17 @@ def test_the_table_shows_what_is_not_applicable_with_its_reason():
     assert [outcome.check for outcome in report.failures] == ["rows"]
 
 
+def test_a_reason_that_models_share_is_printed_once():
+    nowhere, point = "this machine has no other device", "its encoders give points"
+    bare = (Outcome("device", "n/a", nowhere),)
+    pointed = (*bare, Outcome("bounds", "n/a", point), Outcome("likelihood", "n/a", point))
+    reports = [Report("one", bare), Report("two", pointed), Report("three", pointed)]
+    assert [line for line in table(reports) if "n/a:" in line] == [
+        f"all models: device: n/a: {nowhere}",
+        f"two, three: bounds, likelihood: n/a: {point}",
+    ]
+
+
 def test_every_check_makes_one_test_of_every_check_of_every_case():
     mark = every_check("one", ("two", {"beta": 2.0}), Case(model="three", label="third"))
     ids = [each.id for each in mark.args[1]]

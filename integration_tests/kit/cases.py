@@ -9,6 +9,8 @@ from multivae_core.testing import Case
 from multivae_core.testing.bench import Bench
 from multivae_core.testing.oracle import Oracle
 
+from . import families
+
 __all__ = ["CASES", "every_case"]
 
 REFERENCE = {"reference": "a", "missing_reference": "skip", "private_dims": {"a": 2, "b": 2}}
@@ -27,6 +29,7 @@ def varied(model: str, label: str, **options: Any) -> Case:
 
 
 CASES: dict[str, list[Case]] = {
+    **families.CASES,
     "dmvae": [
         Case(model="dmvae"),
         varied(

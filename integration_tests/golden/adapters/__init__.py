@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ..adapter import Adapter, installed_as, plain
 from ..case import Case, CaseError
+from .cmvae import CMVAE
 from .codes import MAAE, MWAE
 from .crmvae import CRMVAE
 from .cvae import CVAE
@@ -30,6 +31,7 @@ from .telbo import TELBO
 __all__ = ["ADAPTERS", "adapter_of"]
 
 ADAPTERS: dict[str, type[Adapter]] = {
+    "cmvae": CMVAE,
     "crmvae": CRMVAE,
     "cvae": CVAE,
     "dmvae": DMVAE,

@@ -243,6 +243,13 @@ def test_hellinger_of_experts_that_disagree_is_a_mixture_of_experts(dtype):
     assert bool(log_variance.grad.isfinite().all())
 
 
+def test_pairs_of_equal_experts_have_exact_weights_in_float64():
+    q = Normal(*torch.zeros(2, 2, 1, D, dtype=F64))
+    fused = rule("hellinger_mixture", 2)(q, torch.ones(1, 2, dtype=torch.bool))
+    wanted = torch.tensor([0.25, 0.5, 0.25], dtype=F64)
+    torch.testing.assert_close(fused.weights[fused.weights > 0], wanted, rtol=1e-14, atol=0.0)
+
+
 def test_gradients_reach_the_weights_of_the_hellinger_mixture():
     q = experts()
     q.mean.requires_grad_()

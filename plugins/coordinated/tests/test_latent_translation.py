@@ -122,6 +122,22 @@ def test_rows_with_pairs_are_drawn_together(make_model, make_batch, quiet):
     assert term.value[row].item() == pytest.approx(wanted.item(), rel=1e-9)
 
 
+def test_several_modalities_are_encoded_by_the_geometric_mean_of_their_codes(
+    make_model, make_batch
+):
+    model, batch = make_model("latent_translation", **SMALL), make_batch(holes=False)
+    posterior = {
+        names: model.posterior(model.prepare(batch.restrict({*names}))).parts["shared"]
+        for names in ("a", "b", "c", "abc")
+    }
+    alone = [posterior[name] for name in "abc"]
+    precision = sum(1.0 / q.variance for q in alone) / 3
+    pull = sum(q.mean / q.variance for q in alone) / 3
+    exact = {"rtol": 1e-12, "atol": 1e-14}
+    torch.testing.assert_close(posterior["abc"].variance, 1.0 / precision, **exact)
+    torch.testing.assert_close(posterior["abc"].mean, pull / precision, **exact)
+
+
 def test_it_has_no_likelihood(make_model, make_batch):
     model = make_model("latent_translation", **SMALL)
     with pytest.raises(CapabilityError, match="put together from VAEs"):

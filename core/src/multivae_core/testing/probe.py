@@ -211,7 +211,8 @@ def close(
     """Raise `Broken` unless numbers differ by at most the tolerance times their size."""
     _keys(one, two, rule)
     for name, value in one.items():
-        other, allowed = two[name].to(value), tolerance * max(1.0, float(value.abs().amax()))
+        size = float(value.abs().amax()) if value.numel() else 0.0
+        other, allowed = two[name].to(value), tolerance * max(1.0, size)
         off = (value - other).abs()
         if not bool((off <= allowed + tolerance * value.abs()).all()):
             raise Broken(

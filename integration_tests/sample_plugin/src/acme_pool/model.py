@@ -33,7 +33,7 @@ class LogPool(Fusion):
 
     def fuse(self, experts: Normal, members: Tensor) -> Normal:
         """Average over the members of every group, ``(S, B, E)`` -> ``(S, B, D)``."""
-        share = members / members.sum(dim=2, keepdim=True)
+        share = members.to(experts.mean.dtype) / members.sum(dim=2, keepdim=True)
         precision = (-experts.log_variance).exp()
         joint = torch.einsum("sbe,ebd->sbd", share, precision)
         pull = torch.einsum("sbe,ebd->sbd", share, precision * experts.mean)

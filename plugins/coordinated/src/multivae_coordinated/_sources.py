@@ -31,7 +31,7 @@ from multivae_core.losses import LossOutput, Term
 from multivae_core.networks.heads import ModalityEncoder
 from multivae_core.noise import Step
 from multivae_core.posteriors import FactorisedPosterior, LatentName, Latents
-from multivae_core.priors import kl_to_prior
+from multivae_core.priors import OrPrior, StandardNormal, kl_to_prior
 from multivae_core.private_latents import PrivateConfig, PrivateVAE, normal
 
 __all__ = ["SourcesConfig", "SourcesVAE"]
@@ -131,14 +131,14 @@ class SourcesVAE(PrivateVAE):
         """The sources that are present, see ``encode_with``; the prior where none is."""
         encoded = self.run_encoders(batch)
         mixture = self._mixture(self._kept(self._experts(encoded)), batch)
-        if self.config.encode_with == "mixture":
-            return _MixturePosterior(self.with_private(mixture, encoded).parts)
-        return self.with_private(_geometric(mixture), encoded)
+        q = mixture if self.config.encode_with == "mixture" else mixture.pool
+        return self.with_private(self._or_prior(q, batch), encoded)
 
     def proposal(self, batch: Batch) -> FactorisedPosterior:
         """The mixture of the sources that are present."""
         encoded = self.run_encoders(batch)
-        return self.with_private(self._mixture(self._experts(encoded), batch), encoded)
+        mixture = self._mixture(self._experts(encoded), batch)
+        return self.with_private(self._or_prior(mixture, batch), encoded)
 
     def dropout_probabilities(self) -> Tensor:
         """Probability that the sparse variant drops a dimension, ``(D,)``."""
@@ -202,8 +202,15 @@ class SourcesVAE(PrivateVAE):
         mean = torch.where(kept, experts.mean, 0.0)
         return Normal(mean, torch.where(kept, experts.log_variance, _NOTHING))
 
-    def _mixture(self, experts: Normal, batch: Batch) -> Mixture:
-        """The mixture of what is present; the prior in rows without any source."""
+    def _or_prior(self, q: Distribution, batch: Batch) -> Distribution:
+        """The posterior, out of one that is N(0, I) in rows without any source."""
+        seen = (self.mu(batch) > 0).any(dim=1)
+        if isinstance(self.shared_prior, StandardNormal) or bool(seen.all()):
+            return q
+        return OrPrior(q, self.shared_prior, seen)
+
+    def _mixture(self, experts: Normal, batch: Batch) -> _SourceMixture:
+        """The mixture of what is present; N(0, I) in rows without any source."""
         mu = self.mu(batch)
         nothing = (mu == 0).all(dim=1, keepdim=True)
         if bool(nothing.any()):
@@ -211,7 +218,7 @@ class SourcesVAE(PrivateVAE):
             log_variance = torch.where(nothing, zero, experts.log_variance)
             experts = Normal(torch.where(nothing, zero, experts.mean), log_variance)
             mu = torch.where(nothing, 1.0 / mu.shape[1], mu)
-        return Mixture(experts, mu)
+        return _SourceMixture(experts, mu)
 
     def _drawn(self, mu: Tensor, step: Step) -> Tensor:
         """Weights of the sources that a step draws, ``(B, R)``."""
@@ -225,12 +232,20 @@ class SourcesVAE(PrivateVAE):
         return torch.where(order < most, mu * share, 0.0)
 
 
-class _MixturePosterior(FactorisedPosterior):
-    """Draws from a mixture whose point is the geometric mean of its components."""
+class _SourceMixture(Mixture):
+    """A mixture whose point is the geometric mean of its components."""
 
-    def mean(self) -> Latents:
-        """See `Posterior.mean`."""
-        return super().mean() | {"shared": _geometric(self.parts["shared"]).mean[None]}
+    __slots__ = ()
+
+    @property
+    def pool(self) -> Normal:
+        """The geometric mean."""
+        return power_product(cast(Normal, self.components), self.weights[None])[0]
+
+    @property
+    def mean(self) -> Tensor:
+        """See `Distribution.mean`."""
+        return self.pool.mean
 
 
 class _Silent(nn.Module):
@@ -239,11 +254,6 @@ class _Silent(nn.Module):
     def forward(self, values: Tensor, observed: Tensor | None = None) -> dict[LatentName, Tensor]:
         """Return nothing."""
         return {}
-
-
-def _geometric(mixture: Distribution) -> Normal:
-    own = cast(Mixture, mixture)
-    return power_product(cast(Normal, own.components), own.weights[None])[0]
 
 
 def _dropout_entropy(log_alpha: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class CRMVAE(MultimodalVAE):
     def posterior(self, batch: Batch) -> FactorisedPosterior:
         """The product of the experts of what is present; the prior where nothing is."""
         experts = normal(self.run_encoders(batch)["shared"], 2)
-        return FactorisedPosterior({"shared": self._product(experts, batch)})
+        return FactorisedPosterior({"shared": self.or_prior(self._product(experts, batch), batch)})
 
     def loss(self, batch: Batch, step: Step) -> LossOutput:
         """Three terms: reconstructions, divergence from the prior, and from the experts."""

@@ -116,7 +116,8 @@ class LatentTranslation(MultimodalVAE):
             torch.where(nothing, zero, codes.mean), torch.where(nothing, zero, codes.log_variance)
         )
         shares = members.to(self.dtype) / members.sum(dim=1, keepdim=True)
-        return FactorisedPosterior({"shared": power_product(codes, shares[None])[0]})
+        pool = power_product(codes, shares[None])[0]
+        return FactorisedPosterior({"shared": self.or_prior(pool, batch)})
 
     def decode_one(
         self, name: str, latents: Latents, batch: Batch, rows: Tensor | None = None

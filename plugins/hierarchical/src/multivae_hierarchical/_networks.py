@@ -19,7 +19,7 @@ from multivae_hierarchical._hierarchy import Shared
 if TYPE_CHECKING:
     from multivae_hierarchical.mhvae import MHVAE, MHVAEConfig
 
-__all__ = ["ROLES", "blocks_of", "by_role", "decoder", "encoder", "unnormalised"]
+__all__ = ["ROLES", "blocks_of", "by_role", "decoder", "encoder"]
 
 ROLES = {
     "bottom_up": "ModuleDict of modality -> ModuleList of F_l -> F_(l+1), l = 1 .. L-2",
@@ -209,13 +209,3 @@ def _grid(config: MHVAEConfig, rank: int) -> Shape:
 
 def _is_map(shape: Shape, rank: int) -> bool:
     return bool(rank) and len(shape) == rank + 1
-
-
-def unnormalised(model: Any) -> dict[str, str]:
-    """Capabilities that a model without densities lacks, with the reason."""
-    for name in model.modalities:
-        head = model.decoders[name].likelihood
-        if not getattr(getattr(head, "result", None), "is_density", True):
-            reason = f"the likelihood of {name!r} is no density, so nothing can be normalised"
-            return dict.fromkeys(("joint_likelihood", "conditional_likelihood"), reason)
-    return {}

@@ -154,7 +154,7 @@ class MHVAE(MultimodalVAE):
         self.hierarchy = Hierarchy(shapes, by_role, config.clamp, power)
         if len(shapes[-1]) > 1:  # the top is a map, which the prior sees as a vector
             self.shared_prior = build("priors", config.prior, self.hierarchy.size(config.n_levels))
-        self.lacks = _networks.unnormalised(self)
+            self.shared_prior.bind(self)
         if config.adversarial:
             self.critics = build_critics(self)
 

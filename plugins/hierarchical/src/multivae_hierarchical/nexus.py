@@ -126,9 +126,8 @@ class Nexus(MultimodalVAE):
         super().__init__(config, networks=networks, **own)
         self.top = TopLevel(config, self.dims, networks or {})
         if config.adapt_top_scale:
-            self.lacks = {
-                "row_objective": "adapt_top_scale takes a deviation from the rows of a batch"
-            }
+            reason = "adapt_top_scale takes a deviation from the rows of a batch"
+            self.lacks = {**self.lacks, "row_objective": reason}
 
     @property
     def dims(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from multivae_core.data import Batch
-from multivae_core.distributions import Normal
+from multivae_core.distributions import Distribution
 from multivae_core.noise import NoiseSource, RowNoise
 from multivae_core.posteriors import Draw, Latents, Posterior
 from multivae_core.priors import Prior
@@ -24,12 +24,12 @@ class FlowProposal(Posterior):
     """A Gaussian in rows without members, in others the uniform mixture of their flows.
 
     Args:
-        gaussian: Over ``(B, D)``.
+        gaussian: Over ``(B, D)``; the prior in rows of which nothing is seen.
         experts: The flows.
         members: ``(B, M)`` bool.
     """
 
-    def __init__(self, gaussian: Normal, experts: FlowExperts, members: Tensor) -> None:
+    def __init__(self, gaussian: Distribution, experts: FlowExperts, members: Tensor) -> None:
         self.gaussian = gaussian
         self.experts = experts
         self.members = members
@@ -39,7 +39,8 @@ class FlowProposal(Posterior):
         size = self.gaussian.mean.shape[1]
         drawn, chosen = self.experts.mixture(self.members, n, noise, "shared", size)
         some = self.members.any(dim=1)
-        z = torch.where(some[:, None], drawn, self.gaussian.place(drawn))
+        other, _ = self.gaussian.draw(n, noise, ("shared", "gaussian"))
+        z = torch.where(some[:, None], drawn, other)
         numbers = torch.arange(self.members.shape[1], device=chosen.device)
         realised = (chosen[..., None] == numbers).to(z.dtype).mean(dim=0)
         each = self.experts.log_probs(z, realised > 0)
@@ -68,7 +69,7 @@ class FlowPosterior(FlowProposal):
 
     def __init__(
         self,
-        gaussian: Normal,
+        gaussian: Distribution,
         experts: FlowExperts,
         members: Tensor,
         batch: Batch,

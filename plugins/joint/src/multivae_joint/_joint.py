@@ -195,11 +195,15 @@ class SurrogateVAE(JointVAE):
 
     def posterior(self, batch: Batch) -> FactorisedPosterior:
         """The joint encoder's for complete rows; see the option ``subset_encoder``."""
+        return FactorisedPosterior({"shared": self.or_prior(self.encoded(batch), batch)})
+
+    def encoded(self, batch: Batch) -> Normal:
+        """The posterior of rows of which something is seen, N(0, I) in all others."""
         if self.config.subset_encoder == "mask_aware":
-            return FactorisedPosterior({"shared": self.joint(batch)})
+            return self.joint(batch)
         complete = batch.present.all(dim=1)
         experts = None if bool(complete.all()) else self.surrogates(batch)
-        return FactorisedPosterior({"shared": self.combined(batch, batch, complete, experts)})
+        return self.combined(batch, batch, complete, experts)
 
     def surrogates(self, batch: Batch) -> Normal:
         """q_m(z | x_m) of every modality, ``(M, B, D)``."""

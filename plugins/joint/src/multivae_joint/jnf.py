@@ -237,4 +237,4 @@ class JNF(JointVAE):
     def _parts(self, batch: Batch, members: Tensor) -> tuple[Any, FlowExperts, Tensor]:
         """The Gaussian of the rows without members, the experts, and the members."""
         q = self.joint(batch, batch.something & ~members.any(dim=1))
-        return q, self.experts(batch.restrict(members)), members
+        return self.or_prior(q, batch), self.experts(batch.restrict(members)), members

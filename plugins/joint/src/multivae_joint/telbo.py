@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import attrs
 import torch
@@ -80,14 +79,14 @@ class TELBO(SurrogateVAE):
 
     def proposal(self, batch: Batch) -> FactorisedPosterior:
         """The posterior, wider where surrogates give it."""
-        own = self.posterior(batch)
         if self.config.subset_encoder == "mask_aware":
-            return own
-        q: Any = own.parts["shared"]
+            return self.posterior(batch)
+        q = self.encoded(batch)
         widened = batch.something & ~batch.present.all(dim=1)
         wider = 2.0 * math.log(self.config.proposal_scale)
         log_variance = torch.where(widened[:, None], q.log_variance + wider, q.log_variance)
-        return FactorisedPosterior({"shared": Normal(q.mean, log_variance)})
+        widened_q = self.or_prior(Normal(q.mean, log_variance), batch)
+        return FactorisedPosterior({"shared": widened_q})
 
     def stages(self) -> tuple[Stage, ...]:
         """The joint VAE, then its surrogates; or everything at once."""
