@@ -121,9 +121,9 @@ OPTIONS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ),
     (
         "unknown component",
-        lambda: create(prior="gmm"),
+        lambda: create(prior="nosuch"),
         mv.ConfigError,
-        "prior: no installed plugin offers the prior 'gmm'",
+        "prior: no installed plugin offers the prior 'nosuch'",
     ),
     (
         "no component",
