@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from workloads import BATCH_SIZE, LEARNING_RATE, Data, Workload, decoder, trunk
+from workloads import LEARNING_RATE, Data, Workload, decoder, trunk
 
 import multivae_core as mv
 from multivae_core.private_mixture_vae import PrivateMixtureVAE
@@ -45,10 +45,12 @@ def build(work: Workload, data: Data, seed: int) -> mv.MultimodalVAE:
     )
 
 
-def train(model: mv.MultimodalVAE, data: mv.IncompleteDataset, epochs: int, seed: int) -> float:
+def train(
+    work: Workload, model: mv.MultimodalVAE, data: mv.IncompleteDataset, epochs: int, seed: int
+) -> float:
     """Train, and return the CPU seconds that it took."""
     trainer = mv.Trainer(
-        epochs=epochs, batch_size=BATCH_SIZE, lr=LEARNING_RATE, seed=seed, progress=False
+        epochs=epochs, batch_size=work.batch_size, lr=LEARNING_RATE, seed=seed, progress=False
     )
     start = time.process_time()
     trainer.fit(model, data)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from workloads import BATCH_SIZE, LEARNING_RATE, Data, Workload, decoder, trunk
+from workloads import LEARNING_RATE, Data, Workload, decoder, trunk
 
 import multivae_core as mv
 
@@ -106,7 +106,7 @@ def build(work: Workload, data: Data) -> Any:
     )
 
 
-def train(model: Any, data: mv.IncompleteDataset, epochs: int, seed: int) -> float:
+def train(work: Workload, model: Any, data: mv.IncompleteDataset, epochs: int, seed: int) -> float:
     """Train, and return the CPU seconds that it took.
 
     Raises:
@@ -116,7 +116,7 @@ def train(model: Any, data: mv.IncompleteDataset, epochs: int, seed: int) -> flo
         config = BaseTrainerConfig(
             output_dir=folder,
             num_epochs=epochs,
-            per_device_train_batch_size=BATCH_SIZE,
+            per_device_train_batch_size=work.batch_size,
             learning_rate=LEARNING_RATE,
             seed=seed,
             no_cuda=True,

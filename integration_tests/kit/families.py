@@ -26,8 +26,8 @@ CASES: dict[str, list[Case]] = {
             label="cmvae dreg",
         ),
     ],
-    "cvae": [Case(model="cvae", options={"main": "a"}, needed=("a",))],
-    "jnf": [Case(model="jnf", options={**FLOWS, "candidates": 8})],
+    "cvae": [Case(model="cvae", options={"main": "a"}, needed=("a",), label="cvae")],
+    "jnf": [Case(model="jnf", options={**FLOWS, "candidates": 8}, label="jnf")],
     "mhvae": [
         Case(model="mhvae", truth=hierarchical.mhvae),
         Case(
