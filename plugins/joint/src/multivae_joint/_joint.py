@@ -36,7 +36,7 @@ from multivae_joint._encoder import (
 )
 from multivae_joint.corrected import CorrectedProduct, CorrectedProductConfig
 
-__all__ = ["JointConfig", "JointVAE", "SurrogateConfig", "SurrogateVAE", "check_names", "frozen"]
+__all__ = ["JointConfig", "JointVAE", "SurrogateConfig", "SurrogateVAE", "frozen"]
 
 _NEEDS_MASK = (
     "needs a joint encoder that takes rows with holes; give the network an attribute"
@@ -236,14 +236,6 @@ class SurrogateVAE(JointVAE):
         if self.config.subset_posterior == "poe_with_prior":
             prior = (present.sum(dim=1) > 1)[None]
         return self.fusion.groups(experts, present[None], prior)[0]
-
-
-def check_names(options: ModelConfig, option: str) -> None:
-    """Refuse a mapping that names a modality which is not there."""
-    for name in getattr(options, option):
-        if name not in options.modalities:
-            known = ", ".join(options.modalities)
-            raise ConfigError(f"unknown modality; there is {known}", f"{option}.{name}")
 
 
 @contextmanager

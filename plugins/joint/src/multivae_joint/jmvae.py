@@ -22,7 +22,8 @@ from multivae_core.data import Batch
 from multivae_core.distributions import Normal
 from multivae_core.losses import LossOutput, Term
 from multivae_core.noise import Step
-from multivae_joint._joint import SurrogateConfig, SurrogateVAE, check_names
+from multivae_core.private_latents import check_names
+from multivae_joint._joint import SurrogateConfig, SurrogateVAE
 from multivae_joint.corrected import CorrectedProduct
 
 __all__ = ["JMVAE", "JMVAEConfig"]

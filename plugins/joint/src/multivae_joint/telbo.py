@@ -27,8 +27,9 @@ from multivae_core.losses import LossOutput, Term
 from multivae_core.noise import Step
 from multivae_core.posteriors import FactorisedPosterior
 from multivae_core.priors import kl_to_prior
+from multivae_core.private_latents import check_names
 from multivae_core.stages import Player, Stage
-from multivae_joint._joint import SurrogateConfig, SurrogateVAE, check_names, frozen
+from multivae_joint._joint import SurrogateConfig, SurrogateVAE, frozen
 
 __all__ = ["TELBO", "TELBOConfig"]
 
