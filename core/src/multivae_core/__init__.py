@@ -40,9 +40,9 @@ __all__ = [
     "registry",
 ]
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from multivae_core._lazy import lazy
 from multivae_core._version import __version__
 from multivae_core.errors import (
     CapabilityError,
@@ -94,14 +94,4 @@ _HOMES = {
     "registry": "_registry",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -13,8 +13,9 @@ __all__ = [
     "Case", "ConformanceError", "LinearGaussian", "Report", "check_model", "every_check", "names",
 ]  # fmt: skip
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from multivae_core._lazy import lazy
 
 if TYPE_CHECKING:
     from multivae_core.testing.bench import Case
@@ -33,12 +34,4 @@ _HOMES = {
     "names": "kit",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(__name__, _HOMES)

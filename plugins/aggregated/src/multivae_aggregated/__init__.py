@@ -36,8 +36,9 @@ __all__ = [
     "MoPoEConfig",
 ]
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from multivae_core._lazy import lazy
 
 if TYPE_CHECKING:
     from multivae_aggregated.dmvae import DMVAE, DMVAEConfig
@@ -77,13 +78,6 @@ _MODULES = {
     "MoPoE": "mopoe",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{_MODULES[name.removesuffix('Config')]}")
-    return getattr(module, name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(
+    __name__, {name: _MODULES[name.removesuffix("Config")] for name in __all__}
+)
