@@ -149,7 +149,13 @@ def compare(session: nox.Session, *arguments: str, **env: str) -> None:
 @nox.session(venv_backend="none")
 def kit(session: nox.Session) -> None:
     """Check every model against the rules of all models, and the rules against mistakes."""
-    run(session, work(session), "-m", "pytest", "integration_tests/kit", *session.posargs)
+    conform(session, *session.posargs)
+
+
+def conform(session: nox.Session, *arguments: str, **env: str) -> None:
+    """Run the kit over every model, on all cores."""
+    options = ["-n", "auto", "integration_tests/kit"]
+    run(session, work(session), "-m", "pytest", *options, *arguments, **env)
 
 
 @nox.session(venv_backend="none")
@@ -161,7 +167,7 @@ def truth(session: nox.Session) -> None:
         old.unlink()
     where = {"MULTIVAE_RESULTS": str(results)}
     compare(session, **where)
-    run(session, work(session), "-m", "pytest", "integration_tests/kit", **where)
+    conform(session, **where)
     run(session, work(session), "tools/truth_table.py", str(results))
 
 
@@ -169,6 +175,13 @@ def truth(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure training time over the time of the bare networks (``-- --quick``: fewer rounds)."""
     run(session, work(session), "benchmarks/run.py", *session.posargs)
+    run(session, work(session), "benchmarks/subset_cost.py")
+
+
+@nox.session(venv_backend="none")
+def reproduce(session: nox.Session) -> None:
+    """Repeat published results in minutes each; ``-- --only jmvae mcvae`` some of them."""
+    run(session, work(session), "benchmarks/reproduce/run.py", *session.posargs)
 
 
 @nox.session(venv_backend="none")

@@ -1,5 +1,7 @@
 """Time over floor: what a model costs beside its bare networks, in one process on one thread.
 
+The floor is one encoder and one decoder per modality. Models with further networks, marked *,
+have their own layers as the floor, called as often and on as many rows as they call them.
 Both sides alternate; CPU seconds; the figure is the median of the rounds' ratios. Without the
 trainer's progress display, with everything else that a user gets.
 """
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import attrs
 import torch
-from floor import bare_decoding, bare_training
+from floor import Replay, bare_decoding, bare_training
 from torch import Tensor, nn
 
 import multivae_core as mv
@@ -24,6 +26,7 @@ __all__ = ["main"]
 
 TABULAR = 100
 PIXELS = (3, 28, 28)
+_HIDDEN = {"type": "mlp", "hidden": [256]}
 
 
 @attrs.frozen(kw_only=True)
@@ -36,7 +39,8 @@ class Workload:
         options: Its options.
         goal: Time over floor to reach; None: none was set.
         modalities: Number of modalities M.
-        decoder_rows: Rows that the floor decodes per data row and modality.
+        decoder_rows: Rows that the floor decodes per data row and modality; None: the floor is
+            made of all layers that the model has.
         images: Images and convolutions, or vectors and MLPs.
         missing: Share of modalities missing; the floor computes the filled rows.
         steps: Steps per round.
@@ -47,7 +51,7 @@ class Workload:
     options: dict[str, object] = attrs.field(factory=dict)
     goal: float | None = None
     modalities: int = 5
-    decoder_rows: int = 1
+    decoder_rows: int | None = 1
     images: bool = False
     missing: float = 0.0
     steps: int = 150
@@ -99,6 +103,45 @@ TRAINING = (
     Workload(name="CoDE-VAE 5 x 100", model="codevae", decoder_rows=31, steps=20),
     Workload(name="HelVAE 5 x 100", model="helvae"),
     Workload(name="MWB-VAE 5 x 100", model="mwbvae"),
+    Workload(name="CRMVAE 5 x 100", model="crmvae", goal=1.1, decoder_rows=2),
+    Workload(name="MCVAE 5 x 100", model="mcvae", decoder_rows=5, steps=60),
+    Workload(
+        name="MCVAE sparse 5 x 100",
+        model="mcvae",
+        options={"sparse": True},
+        decoder_rows=5,
+        steps=60,
+    ),
+    Workload(name="VCCA 5 x 100", model="dvcca", decoder_rows=5, steps=60),
+    Workload(name="MMVM 5 x 100", model="mmvm"),
+    Workload(
+        name="CMVAE K=1 5 x 100",
+        model="cmvae",
+        options={"n_samples": 1, "private_dims": {}},
+        goal=1.3,
+        decoder_rows=5,
+        steps=60,
+    ),
+    *(
+        Workload(
+            name=f"{label} 5 x 100 *",
+            model=model,
+            options=options,
+            goal=goal,
+            decoder_rows=None,
+            steps=4 if model == "mhvae" else 20,
+        )
+        for label, model, options, goal in (
+            ("MoPoE", "mopoe", {}, None),
+            ("JMVAE", "jmvae", {}, 1.1),
+            ("TELBO", "telbo", {}, None),
+            ("JNF", "jnf", {}, None),
+            ("CVAE", "cvae", {"main": "m0"}, None),
+            ("latent translation", "latent_translation", {}, None),
+            ("Nexus", "nexus", {}, None),
+            ("MHVAE, 31 subsets", "mhvae", {}, None),
+        )
+    ),
 )
 
 
@@ -139,27 +182,39 @@ def training_ratio(work: Workload, rounds: int) -> list[float]:
     if work.missing:
         data = data.hide(work.missing, seed=0, keep_one=True)
     latent = 64 if work.images else 20
-    bare = bare_training(
-        [_TwoHeads(_encoder(work.images), latent) for _ in names],
-        [_decoder(work.images, latent) for _ in names],
-        list(values.values()),
-        latent,
-        128,
-        work.decoder_rows,
-    )
+    own = work.decoder_rows is None
+    layers = {"encoder": _HIDDEN, "decoder": _HIDDEN} if own else {}
+    networks = {
+        "encoders": {name: _encoder(work.images) for name in names},
+        "decoders": {name: _decoder(work.images, latent) for name in names},
+    }
     model = mv.create_model(
         work.model,
         data,
         latent_dim=latent,
-        modalities={name: {"likelihood": "normal", "standardise": False} for name in names},
-        encoders={name: _encoder(work.images) for name in names},
-        decoders={name: _decoder(work.images, latent) for name in names},
+        modalities={
+            name: {"likelihood": "normal", "standardise": False} | layers for name in names
+        },
+        **({} if own else networks),
         **work.options,
     )
 
-    def ours(steps: int) -> None:
-        mv.Trainer(steps=steps, batch_size=128, seed=0, progress=False).fit(model, data)
+    def ours(steps: int, **others: object) -> None:
+        mv.Trainer(steps=steps, batch_size=128, seed=0, progress=False, **others).fit(model, data)
 
+    if work.decoder_rows is None:
+        bare: Callable[[int], None] = Replay(model)
+        with bare.recording() as marker:
+            ours(4, callbacks=[marker])
+    else:
+        bare = bare_training(
+            [_TwoHeads(_encoder(work.images), latent) for _ in names],
+            [_decoder(work.images, latent) for _ in names],
+            list(values.values()),
+            latent,
+            128,
+            work.decoder_rows,
+        )
     return _alternate(ours, bare, work.steps, rounds)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -9,14 +10,21 @@ import pytest
 
 import multivae_core as mv
 from multivae_core.errors import MultivaeError
-from multivae_core.testing import Case, ConformanceError, check_model, every_check, names
+from multivae_core.testing import (
+    Case,
+    ConformanceError,
+    check_model,
+    every_check,
+    names,
+    report,
+)  # fmt: skip
 from multivae_core.testing.report import Outcome, Report, table
 
 
 def test_the_plugin_of_pytest_imports_no_torch():
     script = (
         "import sys, multivae_core.testing.pytest_plugin as p;"
-        "print(sorted({'torch', 'numpy', 'pytest'} & set(sys.modules)))"
+        "print(sorted({'torch', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
@@ -92,3 +100,17 @@ def test_an_error_inside_a_check_is_a_failure_with_its_rule():
     assert "Raises breaks 2 rules" in text
     assert "gradients: Gradients reach exactly" in text
     assert "ValueError: no loss yet" in text
+
+
+def test_outcomes_of_other_processes_join_the_table_in_the_order_of_the_kit(monkeypatch):
+    first, second, last = names()[0], names()[1], names()[-1]
+    monkeypatch.setattr(report, "recorded", {"b": {last: Outcome(last, "ok")}})
+    report.take(
+        {"b": [{"check": first, "verdict": "ok"}], "a": [{"check": second, "verdict": "ok"}]}
+    )
+    sent = json.loads(json.dumps(report.dump()))
+    monkeypatch.setattr(report, "recorded", {})
+    report.take(sent)
+    found = {each.model: [o.check for o in each.outcomes] for each in report.reports()}
+    assert found == {"a": [second], "b": [first, last]}
+    assert list(found) == ["a", "b"]

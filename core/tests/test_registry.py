@@ -8,11 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 
 import multivae_core as mv
 from multivae_core._registry import ComponentImportError, Registry
-from multivae_core.plugins import KINDS, USUAL_CAPABILITIES, ComponentSpec, hookimpl
+from multivae_core.plugins import CAPABILITIES, KINDS, USUAL_CAPABILITIES, ComponentSpec, hookimpl
 
 
 class Net:
@@ -232,6 +233,7 @@ def test_the_core_lists_its_own_components() -> None:
     assert registry.likelihoods.names() == (
         "bernoulli",
         "categorical",
+        "huber",
         "laplace",
         "negative_binomial",
         "normal",
@@ -285,6 +287,70 @@ def test_lazy_names_live_where_type_checkers_look_for_them() -> None:
     assert set(seen) < set(mv.__all__)
     for name in mv.__all__:
         assert getattr(mv, name) is not None, name
+
+
+@attrs.frozen
+class Sized:
+    """A configuration."""
+
+    hidden: int
+    beta: float = 1.0
+    layers: list[int] = attrs.Factory(list)
+
+
+@attrs.frozen
+class Twice:
+    """Another one."""
+
+    hidden: int
+    beta: float = 1.0
+    copies: int = attrs.field(default=attrs.Factory(lambda self: self.hidden, takes_self=True))
+
+
+def test_the_table_has_names_families_references_capabilities_and_options() -> None:
+    here = {"family": "toys", "capabilities": {"generate"}}
+    registry = registry_of(
+        one=table(
+            model("first", config=f"{__name__}:Sized", reference="A 2020", **here),
+            model("second", config=f"{__name__}:Twice", reference="B 2021", **here),
+            model("lost", config="no_such_module:Config"),
+        )
+    )
+    assert registry.models.options("first") == {"hidden": "", "beta": "1.0", "layers": "[]"}
+    lines = registry.models.table(80).splitlines()
+    assert lines[0].split() == ["name", "family", "reference", "can", "options"]
+    assert lines[2].startswith("lost")
+    assert "cannot be imported" in lines[2]
+    (first,) = [line for line in lines if line.startswith("first")]
+    number = 1 + sorted(CAPABILITIES).index("generate")
+    marks = "".join(str(n) if n == number else "." for n in range(1, len(CAPABILITIES) + 1))
+    assert first.split() == [
+        "first",
+        "toys",
+        "A",
+        "2020",
+        marks,
+        "hidden,",
+        "beta=1.0,",
+        "layers=[]",
+    ]
+    assert f"{number} generate" in " ".join(lines[-3:])
+    assert max(map(len, lines)) <= 80
+
+
+def test_options_that_all_have_stand_once_below_the_table() -> None:
+    registry = registry_of(
+        one=table(
+            model("first", config=f"{__name__}:Sized"), model("second", config=f"{__name__}:Twice")
+        )
+    )
+    lines = registry.models.table().splitlines()
+    assert [line.split() for line in lines[2:4]] == [
+        ["first", "layers=[]"],
+        ["second", "copies=..."],
+    ]
+    assert lines[-1] == "all have: hidden, beta=1.0"
+    assert registry.samplers.table() == "none installed"
 
 
 def test_an_unknown_attribute_of_the_package_is_an_attribute_error() -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import attrs
 
 from multivae_core import _builtins
+from multivae_core._listing import options_of, table
 from multivae_core.errors import (
     NameConflictError,
     PluginWarning,
@@ -112,6 +113,36 @@ class Kind:
         """Return the configuration class of a component, or None where it has none."""
         spec = self[name]
         return self._owner.resolve(spec, spec.config) if spec.config else None
+
+    def options(self, name: str) -> dict[str, str]:
+        """Return the options of a component with their defaults as text, importing its code.
+
+        An option that must be given has the default ``""``, one whose default depends on other
+        options ``...``.
+
+        Raises:
+            ComponentImportError: Its code cannot be imported.
+        """
+        return options_of(self.load_config(name))
+
+    def table(self, width: int = 150) -> str:
+        """Return everything of this kind as a table to print, importing all configurations.
+
+        Name, family, reference, capabilities, and options with their defaults. Options that all
+        have stand below, and in a row only where its default is another.
+
+        Example:
+            >>> from multivae_core import registry
+            >>> print(registry.priors.table())  # doctest: +SKIP
+        """
+        rows = []
+        for name in sorted(self.names(), key=lambda name: self[name].family):
+            try:
+                options = self.options(name)
+            except ComponentImportError:  # it takes nothing else down
+                options = {"(cannot be imported; try load to see why)": ""}
+            rows.append((name, self[name], options))
+        return table(rows, width)
 
     def _matches(self, name: str) -> list[ComponentSpec]:
         plugin, slash, bare = str(name).rpartition("/")

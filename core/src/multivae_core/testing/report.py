@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["Broken", "ConformanceError", "NotApplicable", "Outcome", "Report", "recorded", "table"]
+__all__ = [
+    "Broken", "ConformanceError", "NotApplicable", "Outcome", "Report", "dump", "recorded",
+    "reports", "table", "take",
+]  # fmt: skip
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import attrs
 
@@ -66,7 +69,32 @@ class Report:
 
 
 recorded: dict[str, dict[str, Outcome]] = {}
-"""Outcomes of this process for the table at the end of a pytest session: model -> check -> it."""
+"""Outcomes for the table at the end of a pytest session: model -> check -> outcome."""
+
+
+def dump() -> dict[str, list[dict[str, Any]]]:
+    """Return what was recorded as plain values, to be sent to another process."""
+    return {
+        model: [attrs.asdict(outcome) for outcome in outcomes.values()]
+        for model, outcomes in recorded.items()
+    }
+
+
+def take(sent: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Record what another process has sent."""
+    for model, outcomes in sent.items():
+        own = recorded.setdefault(model, {})
+        own.update({each["check"]: Outcome(**each) for each in outcomes})
+
+
+def reports() -> list[Report]:
+    """Return what was recorded, models by name and checks in the order of the kit."""
+    from multivae_core.testing.kit import names
+
+    return [
+        Report(model, tuple(found[check] for check in names() if check in found))
+        for model, found in sorted(recorded.items())
+    ]
 
 
 def table(reports: Sequence[Report]) -> list[str]:
