@@ -16,12 +16,15 @@ from multivae_core.errors import CapabilityError, ConfigError, DataError
 from multivae_core.noise import GeneratorNoise, RowNoise, ZeroNoise
 
 stats = pytest.importorskip("scipy.stats")
+integrate = pytest.importorskip("scipy.integrate")
+optimize = pytest.importorskip("scipy.optimize")
 
 # name -> (head, configuration with everything predicted that can be)
 HEADS = {
     "normal": (lik.Normal, lik.NormalConfig(scale="predicted")),
     "laplace": (lik.Laplace, lik.LaplaceConfig(scale="predicted")),
     "student_t": (lik.StudentT, lik.StudentTConfig(scale="predicted", df="learned")),
+    "huber": (lik.Huber, lik.HuberConfig(scale="predicted", threshold=0.8)),
     "bernoulli": (lik.Bernoulli, lik.BernoulliConfig()),
     "categorical": (lik.Categorical, lik.CategoricalConfig()),
     "poisson": (lik.Poisson, lik.PoissonConfig()),
@@ -39,6 +42,7 @@ FIXED = {
     "normal": lik.NormalConfig(scale=0.7),
     "laplace": lik.LaplaceConfig(scale=0.7),
     "student_t": lik.StudentTConfig(scale=0.7),
+    "huber": lik.HuberConfig(scale=0.7),
     "negative_binomial": lik.NegativeBinomialConfig(dispersion=0.4),
     "zero_inflated_negative_binomial": lik.ZeroInflatedNegativeBinomialConfig(dispersion=0.4),
 }
@@ -46,6 +50,7 @@ LEARNED = {
     "normal": lik.NormalConfig(scale="learned"),
     "laplace": lik.LaplaceConfig(scale="learned"),
     "student_t": lik.StudentTConfig(scale="learned", df="learned"),
+    "huber": lik.HuberConfig(scale="learned", threshold=2.0),
     "negative_binomial": lik.NegativeBinomialConfig(),
     "zero_inflated_negative_binomial": lik.ZeroInflatedNegativeBinomialConfig(),
 }
@@ -54,7 +59,7 @@ VARIANTS = [
     *FIXED.items(),
     *LEARNED.items(),
 ]
-REAL = ("normal", "laplace", "student_t", "squared_error")
+REAL = ("normal", "laplace", "student_t", "huber", "squared_error")
 COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 
 
@@ -92,6 +97,44 @@ def zero_inflated(pi, base):
     return Distribution
 
 
+def huber(threshold, location, scale):
+    """The Huber distribution as scipy would have it, every number by integration."""
+
+    def shape(r):
+        r = np.abs(r)
+        return np.exp(-np.where(r <= threshold, r**2 / 2, threshold * r - threshold**2 / 2))
+
+    def integral(low, high, power=0):
+        ends = sorted({low, high, *(t for t in (-threshold, threshold) if low < t < high)})
+        pieces = zip(ends, ends[1:], strict=False)
+        return sum(
+            integrate.quad(lambda r: r**power * shape(r), *each, epsabs=0, epsrel=1e-11)[0]
+            for each in pieces
+        )
+
+    mass = integral(-np.inf, np.inf)
+
+    def cdf(x):  # good to a millionth: for draws
+        grid = np.linspace(-60, 60, 240_001)
+        below = integrate.cumulative_trapezoid(shape(grid), grid, initial=0) / mass
+        return np.interp((np.asarray(x) - location) / scale, grid, below)
+
+    class Distribution:
+        logpdf = staticmethod(
+            lambda x: np.log(shape((x - location) / scale)) - math.log(mass * scale)
+        )
+        mean = staticmethod(lambda: location)
+        var = staticmethod(lambda: scale**2 * integral(-np.inf, np.inf, 2) / mass)
+        ppf = staticmethod(
+            lambda p: location + scale * optimize.brentq(
+                lambda r: integral(-np.inf, r) / mass - p, -200, 200, xtol=1e-12
+            )
+        )  # fmt: skip
+
+    Distribution.cdf = staticmethod(cdf)
+    return Distribution
+
+
 def twins(a, b, c):
     """Pairs (ours, scipy's) made from three numbers, for shape ()."""
     scale, alpha = math.exp(b), math.exp(b)
@@ -115,6 +158,10 @@ def twins(a, b, c):
         "student_t": (
             lik.StudentTLikelihood(double(a), double(b), double(df), 0),
             stats.t(df, a, scale),
+        ),
+        "huber": (
+            lik.HuberLikelihood(double(a), double(b), math.exp(0.5 * c), 0),
+            huber(math.exp(0.5 * c), a, scale),
         ),
         "bernoulli": (
             lik.BernoulliLikelihood(double(a), 0),
@@ -217,6 +264,7 @@ def spread(ours, draws):
         lik.NormalLikelihood: ("location", "scale", "log_scale"),
         lik.LaplaceLikelihood: ("location", "scale", "log_scale"),
         lik.StudentTLikelihood: ("location", "log_scale", "df"),
+        lik.HuberLikelihood: ("location", "log_scale", "threshold"),
         lik.BernoulliLikelihood: ("logits",),
         lik.PoissonLikelihood: ("log_rate",),
         lik.NegativeBinomialLikelihood: ("log_mean", "log_dispersion"),
@@ -335,6 +383,7 @@ EXTREME = {
     "normal": (lik.NormalConfig(scale="predicted"), [-1e6, 0.0, 1e6]),
     "laplace": (lik.LaplaceConfig(scale="predicted"), [-1e6, 0.0, 1e6]),
     "student_t": (lik.StudentTConfig(scale="predicted"), [-1e6, 0.0, 1e6]),
+    "huber": (lik.HuberConfig(scale="predicted"), [-1e6, 0.0, 1e6]),
     "bernoulli": (lik.BernoulliConfig(), [0.0, 1.0]),
     "poisson": (lik.PoissonConfig(), [0.0, 1.0, 1e3, 1e6]),
     "negative_binomial": (
@@ -419,7 +468,7 @@ def test_other_likelihoods_have_no_units():
         assert likelihood.affine(1.0, 2.0) is likelihood
 
 
-@pytest.mark.parametrize("name", ["normal", "laplace", "student_t"])
+@pytest.mark.parametrize("name", ["normal", "laplace", "student_t", "huber"])
 def test_a_learned_scale_starts_where_it_should_and_learns(name):
     target, _ = HEADS[name]
     config = type(LEARNED[name])(scale="learned", initial_scale=0.5)
@@ -431,7 +480,7 @@ def test_a_learned_scale_starts_where_it_should_and_learns(name):
     assert (head.scale.raw.grad > 0).all()
 
 
-@pytest.mark.parametrize("name", ["normal", "laplace", "student_t"])
+@pytest.mark.parametrize("name", ["normal", "laplace", "student_t", "huber"])
 def test_a_predicted_scale_starts_at_its_initial_value_and_has_a_floor(name):
     target, _ = HEADS[name]
     config = type(LEARNED[name])(scale="predicted", initial_scale=2.0, min_scale=0.1)
@@ -452,6 +501,19 @@ def test_dispersion_fixed_learned_and_predicted():
         )
         inflated = lik.ZeroInflatedNegativeBinomialConfig(dispersion=dispersion)
         assert lik.ZeroInflatedNegativeBinomial(inflated, (4,)).n_params == n_params + 1
+
+
+@pytest.mark.parametrize("b", [0.25, 1.0, 3.0])
+def test_huber_is_the_smooth_l1_loss_up_to_a_constant(b):
+    x = torch.linspace(-5, 5, 41, dtype=torch.float64)
+    head = lik.Huber(lik.HuberConfig(scale=b**0.5, threshold=b**0.5), ())
+    location = torch.zeros(41, dtype=torch.float64, requires_grad=True)
+    found = -head(location[:, None]).log_prob(x)
+    loss = torch.nn.functional.smooth_l1_loss(location, x, beta=b, reduction="none")
+    shift = found - loss
+    torch.testing.assert_close(shift, shift[:1].expand(41))
+    gradients = [torch.autograd.grad(each.sum(), location)[0] for each in (found, loss)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_learned_degrees_of_freedom_stay_above_two():
@@ -559,6 +621,7 @@ def test_messages_give_the_row_of_the_data_set():
         (lambda: lik.StudentTConfig(df=0), "df: must be > 0, got 0"),
         (lambda: lik.StudentTConfig(df="predicted"), "df: must be a number > 0 or 'learned'"),
         (lambda: lik.StudentTConfig(initial_df=2), "initial_df: must be > 2.1, got 2"),
+        (lambda: lik.HuberConfig(threshold=0.0), r"threshold: must be > 0, got 0\.0"),
         (lambda: lik.NegativeBinomialConfig(dispersion=0.0), "dispersion: must be > 0, got 0.0"),
         (lambda: head_of("categorical", ()), "at least 2 classes"),
         (lambda: head_of("categorical", (3, 1)), r"got shape \(3, 1\)"),

@@ -10,6 +10,7 @@ from multivae_core.plugins import ComponentSpec, hookimpl
 _TABLE = """
 likelihoods|bernoulli|likelihoods|Bernoulli|Bernoulli|Binary values, from logits.
 likelihoods|categorical|likelihoods|Categorical|Categorical|Categories, one-hot on the last axis.
+likelihoods|huber|likelihoods|Huber|Huber|Real values; the smooth L1 loss with its constant.
 likelihoods|laplace|likelihoods|Laplace|Laplace|Real values with heavier tails than normal ones.
 likelihoods|negative_binomial|likelihoods|NegativeBinomial|NegativeBinomial|Overdispersed counts.
 likelihoods|normal|likelihoods|Normal|Normal|Real values; fixed, learned or predicted scale.

@@ -324,6 +324,30 @@ class TestSubsets:
         error = found.std(dim=0) / 10
         assert ((found.mean(dim=0) - expected).abs() <= 4 * error + 1e-9).all()
 
+    def test_one_modality_alone_beside_subsets_of_the_others(self, make_model, training):
+        options = {"subsets": "random", "subset_weights": "equal", "alone": ["a"]}
+        config = make_model("mhvae", **options).config
+        rows = 9_000
+        kinds = [[1, 1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 0]]
+        have = torch.tensor(kinds).bool().repeat(rows, 1)
+        subsets, weights = draw_subsets(config, have, training().noise, F64)
+        torch.testing.assert_close(weights.sum(0), have.any(dim=1).double())
+        code = (subsets * torch.tensor([1, 2, 4])).sum(2)
+        expected = [
+            {7: 1 / 3, 1: 1 / 3, 2: 1 / 9, 4: 1 / 9, 6: 1 / 9},
+            {3: 1 / 3, 1: 1 / 3, 2: 1 / 3},
+            {6: 1 / 2, 2: 1 / 4, 4: 1 / 4},
+            {1: 1.0},
+            {2: 1.0},
+            {},
+        ]
+        for kind, wanted in enumerate(expected):
+            share = torch.zeros(8, dtype=F64).index_add(
+                0, code[:, kind::6].flatten(), weights[:, kind::6].flatten()
+            ) / rows  # fmt: skip
+            for c in range(8):
+                assert abs(float(share[c]) - wanted.get(c, 0.0)) < 4 * 0.25 / rows**0.5
+
 
 class TestOptions:
     def test_weights_of_levels(self, make_model, make_batch, quiet):
@@ -402,11 +426,149 @@ class TestOptions:
         posterior = model.posterior(model.prepare(batch))
         with torch.no_grad():
             whole = posterior.draw(7, training().noise)
-            monkeypatch.setattr("multivae_hierarchical._hierarchy._SWEPT_ROWS", 24)
+            monkeypatch.setattr("multivae_hierarchical._levels._SWEPT_ROWS", 24)
             parts = posterior.draw(7, training().noise)
         torch.testing.assert_close(parts.log_q, whole.log_q)
         torch.testing.assert_close(parts.log_p, whole.log_p)
         torch.testing.assert_close(parts.latents["z1"], whole.latents["z1"])
+
+    def test_a_temperature_of_zero_is_the_mean_of_a_level(self, make_model, make_batch, training):
+        batch = make_batch()
+        model = make_model("mhvae", encode_temperature=[1.0, 0.0, 1.0], **SMALL)
+        plain = make_model("mhvae", **SMALL)
+        prepared, noise = model.prepare(batch), training().noise
+        draw, warm = (m.posterior(prepared).draw(4, noise) for m in (model, plain))
+        assert draw.log_q is None
+        assert torch.equal(draw.latents["z3"], warm.latents["z3"])
+        assert not torch.equal(draw.latents["z2"], warm.latents["z2"])
+        still = ScriptedNoise(noise, {"z2": torch.zeros((), dtype=F64)})
+        wanted = plain.posterior(prepared).draw(4, still).latents
+        for name, value in draw.latents.items():
+            assert torch.equal(value, wanted[name])
+        own = model.log_likelihood(batch, n_samples=5).value
+        assert torch.equal(own, plain.log_likelihood(batch, n_samples=5).value)
+        with pytest.raises(CapabilityError, match="encode_temperature 0"):
+            model.require("posterior_density")
+        cold = make_model("mhvae", temperature=0.0, **SMALL).generate(5)["a"]
+        assert torch.equal(cold, cold[:1].expand(5, -1))
+
+    def test_huber_reconstructions_have_a_likelihood(self, make_model, make_batch):
+        own = {"likelihood": {"type": "huber", "scale": 0.5, "threshold": 0.5}}
+        model = make_model("mhvae", modalities=dict.fromkeys(NAMES, own), **SMALL)
+        assert model.lacks == {}
+        assert model.log_likelihood(make_batch(), n_samples=3).value.isfinite().all()
+
+
+def heads_of(model):
+    h = model.hierarchy
+    parts = [*h.prior, *(p.one for p in h.posterior), h.top.one]
+    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
+    return [[m for m in part.modules() if isinstance(m, kinds)][-1] for part in parts]
+
+
+class TestBlocks:
+    @pytest.mark.parametrize("shapes", [{"a": (3,), "b": (2,)}, IMAGES, VOLUMES])
+    def test_weights_of_heads_are_normalised(self, make_maps, tmp_path, shapes):
+        data, model = make_maps(shapes, weight_norm=True)
+        plain = make_maps(shapes)[1]
+        count = sum("parametrizations" in n for n, _ in model.named_parameters())
+        assert count == 2 * len(heads_of(model))
+        before = model.embed(data)
+        with torch.no_grad():
+            for head in heads_of(model):
+                head.parametrizations.weight.original1.mul_(3.0)
+            torch.testing.assert_close(model.embed(data), before)
+            for head in heads_of(model):
+                head.parametrizations.weight.original0.mul_(3.0)
+        assert not torch.allclose(model.embed(data), before)
+        assert not any("parametrizations" in n for n, _ in plain.named_parameters())
+        mv.Trainer(epochs=1, batch_size=5, progress=False).fit(model, data)
+        model.save(tmp_path / "m")
+        assert torch.equal(mv.load_model(tmp_path / "m").embed(data), model.embed(data))
+
+    @pytest.mark.parametrize("shapes", [IMAGES, VOLUMES])
+    def test_instance_norm_is_over_the_cells_of_a_channel(self, make_maps, training, shapes):
+        data, model = make_maps(shapes, n_levels=2, normalisation="instance", channels=[3])
+        norms = [m for m in model.modules() if isinstance(m, nn.GroupNorm)]
+        convolutions = (nn.Conv2d, nn.Conv3d)
+        assert len(norms) > 5
+        assert all(m.num_groups == m.num_channels for m in norms)
+        found = []
+        for norm in norms:
+            norm.register_forward_hook(lambda _, __, out: found.append(out.flatten(2).mean(dim=2)))
+        batch = model.prepare(data.batch())
+        model.encode(data)
+        for mean in found:
+            torch.testing.assert_close(mean, torch.zeros_like(mean))
+        whole = total(model.loss(batch, Step(noise=RowNoise(0, batch.index, F64))))
+        part = batch.take(torch.tensor([2, 7]))
+        alone = total(model.loss(part, Step(noise=RowNoise(0, part.index, F64))))
+        torch.testing.assert_close(alone, whole[[2, 7]])
+        assert any(isinstance(m, convolutions) for m in model.modules())
+
+    def test_instance_norm_needs_two_cells(self, make_maps):
+        with pytest.raises(ConfigError, match=r"deepest grid \(1, 1\) has one cell alone"):
+            make_maps(IMAGES, n_levels=5, top="map", normalisation="instance")
+
+    def test_grids_of_other_sizes_meet_on_one(self, make_maps):
+        data, model = make_maps(MIXED, n_levels=2, network="conv2d")
+        batch = model.prepare(data.batch())
+        shapes = {n: model.encode_one(n, batch)[0].shape[1:] for n in MIXED}
+        assert set(shapes.values()) == {(4, 5, 5)}
+        assert model.shape_table == (
+            "level  features F          latents Z\n"
+            "1      (4, 5, 5)           (2, 5, 5)\n"
+            "2      -                   (2,)"
+        )
+
+    def test_a_network_for_another_grid_is_refused_with_the_table(self, make_maps):
+        own = {"a": nn.Conv2d(1, 4, 3, 1, 1)}
+        with pytest.raises(ConfigError, match=r"it gave \(2, 4, 9, 8\)\nlevel .*\n1 +\(4, 5, 4\)"):
+            make_maps(IMAGES, n_levels=2, encoders=own)
+
+
+class TestRecomputed:
+    CASES = [
+        ({"a": (3,), "b": (2,), "c": (4,)}, {"share": "none"}),
+        (MIXED, {"network": "conv2d", "subsets": "random", "normalisation": "layer"}),
+        (IMAGES, {"n_levels": 2, "top": "map", "adversarial": 0.1, "kl": "mc"}),
+    ]
+
+    @pytest.mark.parametrize(("shapes", "options"), CASES)
+    def test_same_bits(self, make_maps, training, shapes, options):
+        found = []
+        for recompute in (False, True):
+            torch.manual_seed(0)
+            data, model = make_maps(shapes, recompute=recompute, **options)
+            loss = total(model.loss(model.prepare(data.batch()), training()))
+            loss.sum().backward()
+            gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+            mv.Trainer(epochs=1, batch_size=5, seed=0, progress=False).fit(model, data)
+            found.append((loss, gradients, model.state_dict()))
+        (a, grads, weights), (b, others, after) = found
+        assert torch.equal(a, b)
+        assert grads.keys() == others.keys()
+        assert all(torch.equal(grads[n], others[n]) for n in grads)
+        assert all(torch.equal(weights[n], after[n]) for n in weights)
+
+    def test_what_is_kept_for_the_gradient(self, make_maps, training):
+        kept = []
+        for recompute in (False, True):
+            data, model = make_maps(
+                {"a": (1, 32, 32), "b": (1, 32, 32)}, recompute=recompute, channels=[16]
+            )
+            batch, sizes = model.prepare(data.batch()), {}
+
+            def pack(tensor, sizes=sizes):
+                storage = tensor.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                loss = total(model.loss(batch, training()))
+            kept.append(sum(sizes.values()))
+            loss.sum().backward()
+        assert kept[1] < 0.4 * kept[0]
 
 
 class TestHoles:
@@ -514,9 +676,12 @@ class TestRefusals:
         ({"latent_channels": [4]}, "latent_channels: must have 2 entries, got 1"),
         ({"level_betas": [1.0]}, "level_betas: must have 3 entries, got 1"),
         ({"temperature": [1.0, 1.0]}, "temperature: must have 3 entries, got 2"),
-        ({"temperature": 0.0}, "temperature.*> 0"),
+        ({"temperature": -1.0}, "temperature.*>= 0"),
+        ({"normalisation": "instance"}, "over its cells, and a vector has one cell"),
         ({"clamp": -1.0}, "clamp"),
         ({"subset_weights": "all_patterns", "subsets": "random"}, "needs subsets='all'"),
+        ({"alone": ["a"]}, "alone: needs subsets='random'"),
+        ({"alone": ["d"], "subsets": "random", "subset_weights": "equal"}, "alone.d: unknown"),
         ({"network": "conv2d"}, "no modality has 2 axes"),
         ({"poe": "sum"}, "poe"),
     ])  # fmt: skip
@@ -565,6 +730,48 @@ class TestCritics:
             found = float(late.terms["adversarial"].value[b])
             assert found == pytest.approx(expected / max(len(have), 1), rel=1e-9)
 
+    def test_what_a_row_lacks_is_judged_beside_measurements_of_others(
+        self, make_model, make_batch, quiet
+    ):
+        options = {"subsets": "full_and_singletons", "adversarial": 0.1, **SMALL}
+        model = make_model("mhvae", adversarial_missing=True, **options)
+        plain, batch = make_model("mhvae", **options), make_batch()
+        out = loss_with(model, batch, quiet()).terms["adversarial"].value
+        with torch.no_grad():
+            (judged,) = model.stages()[0].players[1].loss(model.prepare(batch), quiet())
+            real = {
+                n: (model.critics[n](batch.values[n][batch.column(n)]) - 1) ** 2 for n in NAMES
+            }
+            for b in range(batch.size):
+                have, fooled, told = present(batch, b), 0.0, 0.0
+                for subset in [(name,) for name in have]:
+                    z1 = levels_by_hand(model, batch, b, subset)[0][0][0][None, None]
+                    for n in NAMES:
+                        score = model.critics[n](model.decoders[n](z1).mean[0])
+                        size = batch.values[n].shape[1]
+                        fooled += 0.1 * size * float((score - 1) ** 2) / len(have)
+                        told += 0.5 * float(score**2) / len(have)
+                for n in NAMES if have else ():
+                    own = (model.critics[n](batch.values[n][b : b + 1]) - 1) ** 2
+                    told += 0.5 * float(own if n in have else real[n].mean())
+                assert float(out[b]) == pytest.approx(fooled, rel=1e-9)
+                assert float(judged.terms["critic"].value[b]) == pytest.approx(told, rel=1e-9)
+        # rows that lack nothing are as they were
+        without = loss_with(plain, batch, quiet()).terms["adversarial"].value
+        whole = batch.present.all(dim=1)
+        assert torch.equal(out[whole], without[whole])
+        assert (out[~whole & batch.something] > without[~whole & batch.something]).all()
+
+    def test_without_any_measurement_a_critic_learns_nothing(self, make_model, make_batch, quiet):
+        model = make_model("mhvae", adversarial=0.1, adversarial_missing=True, **SMALL)
+        batch = model.prepare(make_batch().restrict({"a", "b"}))
+        (out,) = model.stages()[0].players[1].loss(batch, quiet())
+        total(out).sum().backward()
+        assert not any(
+            p.grad is not None and p.grad.any() for p in model.critics["c"].parameters()
+        )
+        assert any(p.grad.any() for p in model.critics["a"].parameters())
+
     def test_evaluation_knows_no_critics(self, make_model, make_batch):
         model, batch = make_model("mhvae", adversarial=0.1, **SMALL), make_batch()
         step = Step(noise=RowNoise(0, batch.index, F64))
@@ -586,7 +793,8 @@ class TestCritics:
         assert not moved & own
 
     def test_trains(self, make_maps):
-        data, model = make_maps(IMAGES, n_levels=2, adversarial=0.05, subsets="random")
+        options = {"subsets": "random", "adversarial_missing": True}
+        data, model = make_maps(IMAGES, n_levels=2, adversarial=0.05, **options)
         before = {n: p.clone() for n, p in model.named_parameters()}
         history = mv.Trainer(epochs=2, batch_size=5, seed=0, progress=False).fit(model, data)
         assert any(name.startswith("critics/") for name in history.epochs[-1].numbers)

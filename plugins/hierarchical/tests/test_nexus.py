@@ -14,7 +14,7 @@ from torch import nn
 import multivae_core as mv
 from multivae_core.errors import CapabilityError, ConfigError
 from multivae_core.noise import RowNoise, ScriptedNoise, Step, ZeroNoise
-from multivae_hierarchical.nexus import _some
+from multivae_hierarchical._subsets import drop_some
 
 F64 = torch.float64
 NAMES = ("a", "b", "c")
@@ -151,11 +151,76 @@ class TestFormula:
         assert all(p.grad is None for p in model.top.parameters())
 
 
+class TestPretraining:
+    def test_stages_move_their_own_and_freeze_the_rest(self, make, make_batch, tmp_path):
+        model, batch = make(pretrain=["b"], adapt_top_scale=["b"], dropout_rate=0.3), make_batch()
+        data = mv.IncompleteDataset(
+            batch.values, present={n: batch.column(n) for n in NAMES}, allow_empty_rows=True
+        )
+        seen = {}
+
+        class Watch:
+            @mv.hookimpl
+            def stage_end(self, run):
+                modes = {n: run.model.encoders[n].training for n in NAMES}
+                seen[run.stage.name] = copied(run.model), modes
+
+        def copied(model):
+            return {n: v.detach().clone() for n, v in model.state_dict().items()}
+
+        start = copied(model)
+        options = {"epochs": {"pretrain": 2, "train": 2}, "batch_size": 5, "progress": False}
+        mv.Trainer(**options, callbacks=[Watch()]).fit(model, data)
+        assert list(seen) == ["pretrain", "train"]
+        (middle, first), (end, second) = seen["pretrain"], seen["train"]
+        place = NAMES.index("b")
+        own = {
+            n for n in start if n.startswith((f"encoders.each.{place}", f"decoders.each.{place}"))
+        }
+        moved = {n for n in start if not torch.equal(start[n], middle[n])}
+        assert moved
+        assert moved <= own
+        later = {n for n in start if not torch.equal(middle[n], end[n])}
+        assert not later & own
+        assert {n.partition(".")[0] for n in later} == {"encoders", "decoders", "top"}
+        assert first == {"a": False, "b": True, "c": False}
+        assert second == {"a": True, "b": False, "c": True}
+
+    def test_objectives_are_the_parts_of_the_whole(self, make, make_batch, quiet):
+        model = make(pretrain=["b"], normalise="mean_modality", beta=2.0, gammas={"b": 3.0})
+        batch = model.prepare(make_batch())
+        with torch.no_grad():
+            whole = model.loss(batch, quiet())
+            first, second = (
+                next(stage.players[0].loss(batch, quiet())) for stage in model.stages()
+            )
+            alone = make(normalise="available_sum", beta=2.0)
+            own = alone.loss(alone.prepare(make_batch().restrict({"b"})), quiet())
+        for name in ("top", "kl_top"):
+            assert torch.equal(second.terms[name].value, whole.terms[name].value)
+        share = 3.0 / batch.present.sum(dim=1).clamp_min(1)
+        for name in ("reconstruction", "kl_bottom"):
+            torch.testing.assert_close(first.terms[name].value, own.terms[name].value)
+            both = share * first.terms[name].value + second.terms[name].value
+            torch.testing.assert_close(both, whole.terms[name].value)
+        assert set(first.terms) == {"reconstruction", "kl_bottom"}
+
+    def test_all_of_them_leave_the_top_alone(self, make, make_batch, quiet):
+        model = make(pretrain=list(NAMES))
+        batch = model.prepare(make_batch())
+        first, second = model.stages()
+        (out,) = second.players[0].loss(batch, quiet())
+        assert set(out.terms) == {"top", "kl_top"}
+        assert second.players[0].parameters == (model.top, model.shared_prior)
+        assert len(first.players[0].parameters) == 6
+        assert len(make().stages()) == 1
+
+
 class TestDropout:
     def test_sizes_and_members_are_uniform(self, training):
         rows = 60_000
         have = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]]).bool().repeat(rows, 1)
-        kept = _some(have, 0.3, training().noise)
+        kept = drop_some(have, 0.3, training().noise)
         assert not bool((kept & ~have).any())
         code = (kept * torch.tensor([1, 2, 4])).sum(dim=1).view(rows, 4)
         share = [torch.bincount(code[:, i], minlength=8) / rows for i in range(4)]
@@ -348,6 +413,7 @@ class TestNetworks:
     ({"modality_dims": {"d": 2}}, "modality_dims.d: unknown modality; there is a, b, c"),
     ({"gammas": {"d": 2.0}}, "gammas.d"),
     ({"adapt_top_scale": ["d"]}, "adapt_top_scale.d"),
+    ({"pretrain": ["d"]}, "pretrain.d: unknown modality"),
     ({"dropout_rate": 1.5}, "dropout_rate"),
     ({"bottom_betas": {"a": -1.0}}, "bottom_betas.a"),
     ({"top_scales": {"a": 0.0}}, "top_scales.a"),

@@ -34,14 +34,15 @@ from multivae_core.likelihoods.discrete import (
     ZeroInflatedNegativeBinomialConfig,
     ZeroInflatedNegativeBinomialLikelihood,
 )
+from multivae_core.likelihoods.huber import Huber, HuberConfig, HuberLikelihood
 
 __all__ = [
     "Bernoulli", "BernoulliConfig", "BernoulliLikelihood", "Categorical", "CategoricalConfig",
-    "CategoricalLikelihood", "Laplace", "LaplaceConfig", "LaplaceLikelihood", "Likelihood",
-    "LikelihoodHead", "NegativeBinomial", "NegativeBinomialConfig",
-    "NegativeBinomialLikelihood", "Normal", "NormalConfig", "NormalLikelihood", "Poisson",
-    "PoissonConfig", "PoissonLikelihood", "SquaredError", "SquaredErrorConfig",
-    "SquaredErrorLikelihood", "StudentT", "StudentTConfig", "StudentTLikelihood",
-    "ZeroInflatedNegativeBinomial", "ZeroInflatedNegativeBinomialConfig",
+    "CategoricalLikelihood", "Huber", "HuberConfig", "HuberLikelihood", "Laplace", "LaplaceConfig",
+    "LaplaceLikelihood", "Likelihood", "LikelihoodHead", "NegativeBinomial",
+    "NegativeBinomialConfig", "NegativeBinomialLikelihood", "Normal", "NormalConfig",
+    "NormalLikelihood", "Poisson", "PoissonConfig", "PoissonLikelihood", "SquaredError",
+    "SquaredErrorConfig", "SquaredErrorLikelihood", "StudentT", "StudentTConfig",
+    "StudentTLikelihood", "ZeroInflatedNegativeBinomial", "ZeroInflatedNegativeBinomialConfig",
     "ZeroInflatedNegativeBinomialLikelihood",
 ]  # fmt: skip

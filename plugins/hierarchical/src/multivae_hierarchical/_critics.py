@@ -4,7 +4,8 @@ D_m is to give 1 for measurements and 0 for reconstructions (Mao et al. 2017); t
 
     w sum_{m in A} d_m mean over passes and patches of (D_m(mean of p(x_m | z_1)) - 1)^2
 
-to its loss, d_m being the number of elements, as the authors' code does.
+to its loss, d_m being the number of elements, as the authors' code does; with
+``adversarial_missing`` the sum is over all modalities, also those that a row lacks.
 """
 
 from __future__ import annotations
@@ -83,12 +84,22 @@ def with_critics(model: MHVAE) -> tuple[Stage, ...]:
 
 
 def _critic_loss(model: MHVAE, latents: Latents, passes: Tensor, batch: Batch) -> LossOutput:
-    """Half the squared distance from 1 and from 0, the sum over what a row has."""
+    """Half the squared distance from 1 and from 0, the sum over what a row has.
+
+    What is decoded for a row that lacks the modality stands beside the mean over the measurements
+    of the rows at hand, each process having its own; where there is none, it is left out.
+    """
     terms = {}
     for name in model.modalities:
         values = torch.where(batch.seen(name), batch.values[name], 0.0)
-        real = torch.where(batch.column(name), _distance(model, name, values, 1.0), 0.0)
-        fake = _scores(model, name, latents, passes, batch, 0.0)
+        own = batch.column(name)
+        real = torch.where(own, _distance(model, name, values, 1.0), 0.0)
+        judged_here = passes
+        if model.config.adversarial_missing:
+            others = real.sum() / own.sum().clamp_min(1)
+            real = torch.where(own | ~batch.something, real, others)
+            judged_here = passes & own.any()
+        fake = _scores(model, name, latents, judged_here, batch, 0.0)
         terms[name] = 0.5 * (real + fake)
     return LossOutput(terms={"critic": Term(torch.stack([*terms.values()]).sum(dim=0))})
 
@@ -97,7 +108,8 @@ def _scores(
     model: MHVAE, name: str, latents: Latents, passes: Tensor, batch: Batch, target: float
 ) -> Tensor:
     """Mean over the passes of a row of the squared distance from the target, ``(B,)``."""
-    wanted = (passes & batch.column(name)).flatten().nonzero().squeeze(1)
+    lacking = ~batch.column(name) & model.config.adversarial_missing
+    wanted = (passes & (batch.column(name) | lacking)).flatten().nonzero().squeeze(1)
     rows = wanted % batch.size
     part = {
         latent: value.flatten(0, 1).index_select(0, wanted)[None]
@@ -106,7 +118,9 @@ def _scores(
     likelihood: Likelihood = model.decode_one(name, part, batch, rows)
     # without a gradient into decoders that the critics do not move
     mean = likelihood.mean[0] if target else likelihood.mean[0].detach()
-    seen = batch.seen(name).index_select(0, rows)
+    # holes are as empty as in measurements; what a row lacks is judged as a whole
+    whole = lacking.view(-1, *(1 for _ in mean.shape[1:]))
+    seen = (batch.seen(name) | whole).index_select(0, rows)
     each = _distance(model, name, torch.where(seen, mean, 0.0), target)
     count = passes.sum(dim=0).clamp_min(1)
     return each.new_zeros(batch.size).index_add(0, rows, each) / count

@@ -1,31 +1,25 @@
-"""The levels between encoders and decoders: the way up, the way down, and draws along it.
+"""The levels between encoders and decoders: the way up, and the way down.
 
 Distributions of a level are over flat vectors; networks and users see maps.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from multivae_core.distributions import Normal
 from multivae_core.networks.heads import PerModality
-from multivae_core.noise import NoiseSource
-from multivae_core.posteriors import Draw, LatentPrior, Latents, Posterior
-from multivae_core.priors import Prior
-from multivae_hierarchical._blocks import Shape
+from multivae_hierarchical._modules import Shape
 
-__all__ = [
-    "AncestralPrior", "Evidence", "HierarchicalPosterior", "Hierarchy", "Level", "Shared",
-    "names_of",
-]  # fmt: skip
+__all__ = ["Choice", "Evidence", "Hierarchy", "Level", "Shared", "recomputed"]
 
-_SWEPT_ROWS = 4096
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -62,6 +56,17 @@ Choice = Callable[[int, Normal], Tensor]
 """Number of a level, counted from 1, and its posterior -> values ``(K, D)``."""
 
 
+def recomputed(wanted: bool, function: Callable[..., T], *args: Any) -> T:
+    """Call a function; if wanted, without keeping what only its gradients need.
+
+    That is computed anew on the way back, to the same bits: noise comes in as an argument.
+    """
+    if not wanted or not torch.is_grad_enabled():
+        return function(*args)
+    result: T = checkpoint(function, *args, use_reentrant=False)
+    return result
+
+
 class Shared(nn.Module):
     """One module in the place of one per modality."""
 
@@ -83,6 +88,7 @@ class Hierarchy(nn.Module):
             modality -> head.
         clamp: Means and log-variances stay within plus and minus this; None: anywhere.
         power: Of a precision in the product of experts: 1, or 0.5 for a sum of inverse scales.
+        recompute: Whether what happens within a level is computed anew on the way back.
     """
 
     def __init__(
@@ -91,10 +97,11 @@ class Hierarchy(nn.Module):
         roles: Mapping[str, Any],
         clamp: float | None = None,
         power: float = 1.0,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.shapes = tuple(shapes)
-        self.clamp, self.power = clamp, power
+        self.clamp, self.power, self.recompute = clamp, power, recompute
         self.bottom_up: PerModality[nn.ModuleList] = roles["bottom_up"]
         self.top: PerModality[nn.Module] | Shared = roles["top"]
         self.top_down: nn.ModuleList = roles["top_down"]
@@ -133,9 +140,9 @@ class Hierarchy(nn.Module):
         posterior = self._product(standard, experts, picks)
         levels = [Level(posterior, None, choose(len(self.shapes), posterior))]
         for level in range(len(self.shapes) - 1, 0, -1):
-            coming, prior = self.come_down(level, levels[-1].value)
-            experts = self._experts(level, coming, evidence, picks)
-            posterior = self._product(prior, experts, picks)
+            posterior, prior = recomputed(
+                self.recompute, self._infer, level, levels[-1].value, evidence, picks
+            )
             levels.append(Level(posterior, prior, choose(level, posterior)))
         return levels[::-1]
 
@@ -147,6 +154,17 @@ class Hierarchy(nn.Module):
     def size(self, level: int) -> int:
         """Numbers in the latent of a level."""
         return torch.Size(self.shapes[level - 1]).numel()
+
+    def _infer(
+        self,
+        level: int,
+        above: Tensor,
+        evidence: Mapping[str, Evidence],
+        picks: Mapping[str, _Pick],
+    ) -> tuple[Normal, Normal]:
+        """Posterior and prior of a level, given the values above."""
+        coming, prior = self.come_down(level, above)
+        return self._product(prior, self._experts(level, coming, evidence, picks), picks), prior
 
     def _experts(
         self,
@@ -220,151 +238,3 @@ class _Pick:
 
     def pair_normal(self, prior: Normal) -> Normal:
         return Normal(self.pair(prior.mean), self.pair(prior.log_variance))
-
-
-def names_of(levels: int) -> tuple[str, ...]:
-    """Names of the latents, the finest first: ``z1`` to ``zL``."""
-    return tuple(f"z{level}" for level in range(1, levels + 1))
-
-
-class HierarchicalPosterior(Posterior):
-    """All levels, given one subset of modalities per row.
-
-    Args:
-        hierarchy: The networks.
-        top_prior: Prior of the top level.
-        evidence: Modality -> what it says.
-        members: The subsets, ``(B, M)``.
-        temperatures: Factor on the deviation of every level, the finest first.
-    """
-
-    def __init__(
-        self,
-        hierarchy: Hierarchy,
-        top_prior: Prior,
-        evidence: Mapping[str, Evidence],
-        members: Tensor,
-        temperatures: Sequence[float],
-    ) -> None:
-        self.hierarchy = hierarchy
-        self.top_prior = top_prior
-        self.evidence = evidence
-        self.members = members
-        self.temperatures = temperatures
-
-    def draw(self, n: int, noise: NoiseSource) -> Draw:
-        """See `Posterior.draw`; the sweep that draws fills in both densities."""
-        rows = len(self.members)
-        standard = {
-            name: noise.normal(name, (n, rows, self.hierarchy.size(level)))
-            for level, name in enumerate(names_of(len(self.temperatures)), start=1)
-        }
-        pieces = max(1, _SWEPT_ROWS // max(rows, 1)) if not torch.is_grad_enabled() else n
-        draws = [
-            self._draw({name: each[start : start + pieces] for name, each in standard.items()})
-            for start in range(0, n, pieces)
-        ]
-        if len(draws) == 1:
-            return draws[0]
-        return Draw(
-            latents={name: torch.cat([d.latents[name] for d in draws]) for name in standard},
-            log_q=torch.cat([d.log_q for d in draws if d.log_q is not None]),
-            log_p=torch.cat([d.log_p for d in draws if d.log_p is not None]),
-        )
-
-    def mean(self) -> Latents:
-        """See `Posterior.mean`: every level given the means of those above."""
-        return self._latents(self._sweep(1, lambda _, q: q.mean), 1)
-
-    def log_prob(self, latents: Latents) -> Tensor:
-        """Log-density of all levels together in nats, ``(n, B)``."""
-        names = names_of(len(self.temperatures))
-        n = len(latents[names[0]])
-        levels = self._sweep(
-            n, lambda level, q: latents[names[level - 1]].flatten(0, 1).flatten(1)
-        )
-        return self._densities(levels, n)[0]
-
-    def _draw(self, standard: Latents) -> Draw:
-        names = names_of(len(self.temperatures))
-        n = len(standard[names[0]])
-
-        def choose(level: int, q: Normal) -> Tensor:
-            return self._tempered(level, q).place(standard[names[level - 1]].flatten(0, 1))
-
-        levels = self._sweep(n, choose)
-        log_q, log_p = self._densities(levels, n)
-        return Draw(latents=self._latents(levels, n), log_q=log_q, log_p=log_p)
-
-    def _sweep(self, n: int, choose: Choice) -> list[Level]:
-        rows = torch.arange(len(self.members), device=self.members.device)
-        members = self.members.repeat(n, 1)
-        return self.hierarchy.sweep(self.evidence, rows.repeat(n), members, choose)
-
-    def _tempered(self, level: int, q: Normal) -> Normal:
-        factor = self.temperatures[level - 1]
-        if factor == 1.0:
-            return q
-        return Normal(q.mean, q.log_variance + 2.0 * math.log(factor))
-
-    def _densities(self, levels: Sequence[Level], n: int) -> tuple[Tensor, Tensor]:
-        """Log-density of every pair under posterior and prior, ``(n, B)`` each."""
-        log_q = log_p = levels[0].value.new_zeros(())
-        for number, level in enumerate(levels, start=1):
-            prior = self.top_prior if level.prior is None else level.prior
-            log_q = log_q + self._tempered(number, level.posterior).log_prob(level.value)
-            log_p = log_p + prior.log_prob(level.value)
-        return log_q.view(n, -1), log_p.view(n, -1)
-
-    def _latents(self, levels: Sequence[Level], n: int) -> Latents:
-        return {
-            name: level.value.view(n, -1, *shape)
-            for name, level, shape in zip(
-                names_of(len(levels)), levels, self.hierarchy.shapes, strict=True
-            )
-        }
-
-
-class AncestralPrior(LatentPrior):
-    """The prior over all levels: from the top down.
-
-    Args:
-        hierarchy: The networks.
-        top_prior: Prior of the top level.
-        temperatures: Factor on the deviation of what `sample` draws, the finest level first;
-            densities are those of the prior itself.
-    """
-
-    def __init__(
-        self, hierarchy: Hierarchy, top_prior: Prior, temperatures: Sequence[float]
-    ) -> None:
-        self.hierarchy = hierarchy
-        self.top_prior = top_prior
-        self.temperatures = temperatures
-
-    def sample(self, n: int, rows: int, noise: NoiseSource) -> Latents:
-        """See `LatentPrior.sample`."""
-        names = names_of(len(self.temperatures))
-        value = self.temperatures[-1] * self.top_prior.sample(n, rows, noise, names[-1])
-        found = {names[-1]: value}
-        for level in range(len(names) - 1, 0, -1):
-            _, prior = self.hierarchy.come_down(level, value.flatten(0, 1))
-            standard = noise.normal(names[level - 1], (n, rows, self.hierarchy.size(level)))
-            value = prior.place(self.temperatures[level - 1] * standard.flatten(0, 1))
-            value = value.view(n, rows, self.hierarchy.size(level))
-            found[names[level - 1]] = value
-        return {
-            name: found[name].view(n, rows, *shape)
-            for name, shape in zip(names, self.hierarchy.shapes, strict=True)
-        }
-
-    def log_prob(self, latents: Latents) -> Tensor:
-        """See `LatentPrior.log_prob`."""
-        names = names_of(len(self.temperatures))
-        flat = [latents[name].flatten(0, 1).flatten(1) for name in names]
-        total = self.top_prior.log_prob(flat[-1])
-        for level in range(1, len(names)):
-            total = total + self.hierarchy.come_down(level, flat[level])[1].log_prob(
-                flat[level - 1]
-            )
-        return total.view(len(latents[names[0]]), -1)

@@ -1,4 +1,4 @@
-"""Which blocks, encoders and decoders an MHVAE has, by its configuration and its modalities."""
+"""Which blocks, encoders and decoders a hierarchy has, by its configuration and its modalities."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from multivae_core.errors import ConfigError
 from multivae_core.likelihoods import LikelihoodHead
 from multivae_core.model_networks import no_network
 from multivae_core.networks.heads import ModalityDecoder, PerModality, check_decoder
-from multivae_hierarchical._blocks import Blocks, Broadcast, Features, Pooled, Shape, check_network
+from multivae_hierarchical._blocks import Blocks
 from multivae_hierarchical._hierarchy import Shared
+from multivae_hierarchical._modules import Broadcast, Features, Pooled, Shape, check_network
 
 if TYPE_CHECKING:
-    from multivae_hierarchical.mhvae import MHVAE, MHVAEConfig
+    from multivae_hierarchical._levelled import LevelledVAE, LevelsConfig
 
 __all__ = ["ROLES", "blocks_of", "by_role", "decoder", "encoder"]
 
@@ -38,11 +39,12 @@ _RANKS = {"mlp": 0, "conv2d": 2, "conv3d": 3}
 _CHANNELS = {0: [128], 2: [32, 64, 128], 3: [16, 32, 64]}
 
 
-def blocks_of(config: MHVAEConfig) -> Blocks:
+def blocks_of(config: LevelsConfig) -> Blocks:
     """Shapes and blocks of all levels.
 
     Raises:
-        ConfigError: No modality has a grid for maps, or one level cannot be a vector over maps.
+        ConfigError: No modality has a grid for maps, one level cannot be a vector over maps, or
+            there is nothing to normalise a channel over.
     """
     rank = _rank(config)
     grid = _grid(config, rank)
@@ -58,11 +60,12 @@ def blocks_of(config: MHVAEConfig) -> Blocks:
         config.channels or _CHANNELS[rank],
         [*own, config.latent_dim],
         top_is_map,
-        config.normalisation is not None,
+        config.normalisation,
+        config.weight_norm,
     )
 
 
-def encoder(model: MHVAE, name: str, custom: Mapping[str, nn.Module]) -> nn.Module:
+def encoder(model: LevelledVAE, name: str, custom: Mapping[str, nn.Module]) -> nn.Module:
     """Values (and element mask) of a modality -> its first features F_1."""
     own, blocks = model.config.modalities[name], blocks_of(model.config)
     shape = blocks.features[0]
@@ -72,7 +75,7 @@ def encoder(model: MHVAE, name: str, custom: Mapping[str, nn.Module]) -> nn.Modu
         last = Broadcast(features, shape) if blocks.rank else nn.Linear(features, shape[0])
         return Features(trunk, last, counts, None)
     if name in custom:
-        check_network(custom[name], f"encoder of {name!r}", own.shape, shape)
+        _check(blocks, custom[name], f"encoder of {name!r}", own.shape, shape)
         return Features(custom[name], nn.Identity(), False, False)
     if own.encoder is None:
         raise no_network("encoder", name)
@@ -81,7 +84,9 @@ def encoder(model: MHVAE, name: str, custom: Mapping[str, nn.Module]) -> nn.Modu
     return Features(stem, nn.Identity(), head.counts, own.element_mask)
 
 
-def decoder(model: MHVAE, name: str, custom: Mapping[str, nn.Module]) -> ModalityDecoder | None:
+def decoder(
+    model: LevelledVAE, name: str, custom: Mapping[str, nn.Module]
+) -> ModalityDecoder | None:
     """Z_1, a map -> parameters of a modality; None where Z_1 is a vector."""
     own, blocks = model.config.modalities[name], blocks_of(model.config)
     if not blocks.rank:
@@ -102,7 +107,7 @@ def decoder(model: MHVAE, name: str, custom: Mapping[str, nn.Module]) -> Modalit
     return ModalityDecoder(Pooled(blocks.pooled(), vector), head, own.shape)
 
 
-def by_role(model: MHVAE, own: Mapping[str, nn.Module]) -> dict[str, Any]:
+def by_role(model: LevelledVAE, own: Mapping[str, nn.Module]) -> dict[str, Any]:
     """The networks between encoders and decoders: built, or the user's own after a check.
 
     Raises:
@@ -119,7 +124,7 @@ def by_role(model: MHVAE, own: Mapping[str, nn.Module]) -> dict[str, Any]:
         found = own[role]
         for key in place:
             found = _at(found, key, role)
-        check_network(found, f"{role} {list(place) or ''}".strip(), *maps)
+        _check(blocks, found, f"{role} {list(place) or ''}".strip(), *maps)
         return found
 
     def per_modality(common: bool, make_one: Callable[..., nn.Module]) -> nn.Module:
@@ -172,6 +177,14 @@ def by_role(model: MHVAE, own: Mapping[str, nn.Module]) -> dict[str, Any]:
     }
 
 
+def _check(blocks: Blocks, network: nn.Module, what: str, inputs: Shape, outputs: Shape) -> None:
+    """Try a user's own network; the message shows all shapes, since others must fit too."""
+    try:
+        check_network(network, what, inputs, outputs)
+    except ConfigError as error:
+        raise ConfigError(f"{error}\n{blocks}") from error
+
+
 def _at(found: Any, key: str | int, role: str) -> Any:
     try:
         return found[key]
@@ -185,7 +198,7 @@ def _twice(shape: Shape) -> Shape:
     return (2 * shape[0], *shape[1:])
 
 
-def _rank(config: MHVAEConfig) -> int:
+def _rank(config: LevelsConfig) -> int:
     """Axes of the grid; 0 for vectors."""
     if config.network != "auto":
         return _RANKS[config.network]
@@ -194,7 +207,7 @@ def _rank(config: MHVAEConfig) -> int:
     return rank if rank in (2, 3) else 0
 
 
-def _grid(config: MHVAEConfig, rank: int) -> Shape:
+def _grid(config: LevelsConfig, rank: int) -> Shape:
     """Sides of the finest level: the largest of all modalities, over the first stride."""
     if not rank:
         return ()

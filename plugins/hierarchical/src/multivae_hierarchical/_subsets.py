@@ -1,4 +1,4 @@
-"""Which subsets of what a row has are inferred from, and with which weights."""
+"""Which subsets of what a row has are inferred from, and with which weights; dropout of some."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from multivae_core.subsets import all_subsets
 if TYPE_CHECKING:
     from multivae_hierarchical.mhvae import MHVAEConfig
 
-__all__ = ["draw_subsets"]
+__all__ = ["draw_subsets", "drop_some"]
 
 _FLOAT_DIGITS = 2.0**-24
 
@@ -24,7 +24,7 @@ def draw_subsets(
     """Subsets of what every row has.
 
     Args:
-        config: The options ``subsets``, ``n_subsets`` and ``subset_weights``.
+        config: The options ``subsets``, ``n_subsets``, ``subset_weights`` and ``alone``.
         present: ``(B, M)`` bool.
         noise: Source of the random numbers.
         dtype: Type of the weights.
@@ -38,8 +38,29 @@ def draw_subsets(
         return _every(present, dtype, config.subset_weights == "all_patterns")
     if config.subsets == "full_and_singletons":
         return _full_and_singletons(present, dtype)
+    alone = [name in config.alone for name in sorted(config.modalities)]
     equal = config.subset_weights == "equal"
-    return _full_and_random(present, config.n_subsets, noise, dtype, equal)
+    return _full_and_random(present, alone, config.n_subsets, noise, dtype, equal)
+
+
+def drop_some(present: Tensor, rate: float, noise: NoiseSource) -> Tensor:
+    """Forced perceptual dropout: a random part of what a row has, in some rows.
+
+    Args:
+        present: ``(B, M)`` bool.
+        rate: Share of the rows with several modalities.
+        noise: Source of the random numbers.
+
+    Returns:
+        ``(B, M)`` bool, not empty where ``present`` is not.
+    """
+    rows, count = present.shape
+    own = present.sum(dim=1)
+    chance, size = noise.uniform("dropout", (2, rows))
+    dropped = 1 + (size * (own - 1)).long().clamp_min(0)
+    dropped = torch.where((chance < rate) & (own > 1), torch.minimum(dropped, own - 1), 0)
+    keys = torch.where(present, noise.uniform("dropped", (1, rows, count))[0], 2.0)
+    return present & (keys.argsort(dim=1).argsort(dim=1) >= dropped[:, None])
 
 
 def _every(present: Tensor, dtype: torch.dtype, patterns: bool) -> tuple[Tensor, Tensor]:
@@ -68,19 +89,37 @@ def _full_and_singletons(present: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
 
 
 def _full_and_random(
-    present: Tensor, n: int, noise: NoiseSource, dtype: torch.dtype, equal: bool
+    present: Tensor,
+    alone: list[bool],
+    n: int,
+    noise: NoiseSource,
+    dtype: torch.dtype,
+    equal: bool,
 ) -> tuple[Tensor, Tensor]:
-    """All that a row has, and n proper non-empty subsets, drawn uniformly with replacement."""
-    own = present.sum(dim=1)
-    every = torch.exp2(own.double()) - 1.0
+    """All that a row has, and n proper non-empty subsets, drawn uniformly with replacement.
+
+    Some modalities stand alone in every step; subsets are drawn from the others then.
+    """
+    single = torch.eye(len(alone), dtype=torch.bool, device=present.device)[alone][:, None]
+    others = present & ~single.any(dim=0)
+    every = torch.exp2(others.sum(dim=1).double()) - 1.0
+    # all of the others are a part of the row only if it has more than them
+    proper = every - (others == present).all(dim=1).double()
     # float32 has 24 random digits: a second number gives those behind them
     draws = noise.uniform("subset", (2 * n, len(present))).double()
     place = (draws[:n] + draws[n:] * _FLOAT_DIGITS) % 1.0
-    code = 1 + (place * (every - 1.0)).long().clamp_min(0)
-    rank = present.long().cumsum(dim=1) - 1
-    drawn = present & ((code[..., None] >> rank.clamp_min(0)) & 1).bool()
-    several = own > 1
-    each = 1.0 / (n + 1) if equal else (every - 1.0) / every.clamp_min(1.0) / n
-    random = torch.where(several, torch.as_tensor(each).to(present.device), 0.0).to(dtype)
-    full = torch.where(own > 0, 1.0 - n * random, 0.0)
-    return torch.cat([present[None], drawn]), torch.cat([full[None], random.expand(n, -1)])
+    code = 1 + (place * proper).long().clamp_min(0)
+    rank = others.long().cumsum(dim=1) - 1
+    drawn = others & ((code[..., None] >> rank.clamp_min(0)) & 1).bool()
+    several = present.sum(dim=1) > 1
+    apart = (single & present).any(dim=2) & several
+    usable = several & (proper > 0.0)
+    each = proper / every.clamp_min(1.0) / n
+    if equal:
+        each = 1.0 / (1 + n * usable + apart.sum(dim=0)).double()
+    random = torch.where(usable, each, 0.0).to(dtype)
+    lone = torch.where(apart, each, 0.0).to(dtype)
+    full = torch.where(present.any(dim=1), 1.0 - n * random - lone.sum(dim=0), 0.0)
+    return torch.cat([present[None], single & present, drawn]), torch.cat(
+        [full[None], lone, random.expand(n, -1)]
+    )

@@ -1,34 +1,80 @@
-"""The top level of Nexus: messages up, predictions down, and beliefs about both levels."""
+"""The top level of Nexus: its options, messages up, predictions down."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 
-from multivae_core.config import build
+from multivae_core.config import build, component, config, each, positive
 from multivae_core.data import Batch
 from multivae_core.distributions import Normal
 from multivae_core.errors import ConfigError
+from multivae_core.model_config import ModelConfig
 from multivae_core.networks.heads import PerModality
-from multivae_core.noise import NoiseSource
-from multivae_core.posteriors import Draw, LatentPrior, Latents, Posterior
-from multivae_core.priors import Prior
-from multivae_hierarchical._blocks import check_network
+from multivae_core.private_latents import check_names
+from multivae_hierarchical._modules import check_network
+from multivae_hierarchical._options import choice
 
-if TYPE_CHECKING:
-    from multivae_hierarchical.nexus import NexusConfig
-
-__all__ = ["ROLES", "NexusPosterior", "NexusPrior", "TopLevel"]
+__all__ = ["ROLES", "TopConfig", "TopLevel"]
 
 ROLES = {
     "messages": "ModuleDict of modality -> module of its latent -> message",
     "top_encoder": "message -> mean and log-variance of the top latent, side by side",
     "top_decoders": "ModuleDict of modality -> module of the top latent -> its latent",
 }
+
+
+_MOMENTUM = 0.1
+_HIDDEN = {
+    "type": "mlp",
+    "hidden": [512, 512],
+    "activation": "leaky_relu",
+    "normalisation": "layer",
+}
+
+
+@config
+class TopConfig(ModelConfig):
+    """Options of the top level of Nexus.
+
+    Args:
+        modality_dims: Size of single modalities' latents; those left out have ``latent_dim``.
+        msg_dim: Size of the messages.
+        messages: Networks that turn a modality's latent into its message.
+        top_encoder: Network that turns the messages into the top posterior. By default it is
+            normalised within a row; the authors' batch normalisation mixes rows.
+        top_decoders: Networks that predict a modality's latent from the top one.
+        aggregate: Whether the messages' ``mean`` or their ``sum`` is taken.
+        top_likelihood: How the prediction of a modality's latent is scored: ``gaussian``, or
+            ``squared_error``, without 1/2 and constants as in the authors' code; as a density
+            this has variance 1/2.
+        top_scales: Deviations s_m under ``gaussian``; 1 for those left out. A weight gamma is no
+            deviation: likelihoods see s_m alone.
+        adapt_top_scale: Modalities whose s_m is the root mean square of what the top misses, over
+            the rows at hand (each process has its own) and all dimensions; outside training a
+            running mean of it.
+    """
+
+    modality_dims: dict[str, int] = attrs.field(factory=dict, validator=each(positive))
+    msg_dim: int = attrs.field(default=512, validator=positive)
+    messages: Any = component("decoders", default={"type": "mlp", "hidden": []})
+    top_encoder: Any = component("decoders", default=_HIDDEN)
+    top_decoders: Any = component("decoders", default=_HIDDEN)
+    aggregate: str = choice("mean", "sum")
+    top_likelihood: str = choice("gaussian", "squared_error")
+    top_scales: dict[str, float] = attrs.field(factory=dict, validator=each(positive))
+    adapt_top_scale: list[str] = attrs.field(factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        for option in ("modality_dims", "top_scales", "adapt_top_scale"):
+            check_names(self, option)
+        if self.top_likelihood == "squared_error" and (self.top_scales or self.adapt_top_scale):
+            raise ConfigError("needs top_likelihood='gaussian'", "top_scales")
 
 
 class TopLevel(nn.Module):
@@ -42,9 +88,7 @@ class TopLevel(nn.Module):
 
     log_variances: Tensor
 
-    def __init__(
-        self, config: NexusConfig, dims: Mapping[str, int], own: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, config: TopConfig, dims: Mapping[str, int], own: Mapping[str, Any]) -> None:
         super().__init__()
         self.config = config
         self.names = tuple(dims)
@@ -101,6 +145,27 @@ class TopLevel(nn.Module):
         """f_m(u) of every modality: ``(n, B, D)`` -> ``(n, B, d)``."""
         return {name: _over(self.decoders[name], u) for name in self.names}
 
+    def missed(
+        self, z: Mapping[str, Tensor], u: Tensor, batch: Batch, training: bool
+    ) -> dict[str, Tensor]:
+        """-log N(z_m; f_m(u), s_m^2 I), or the squared error, in nats; 0 without the modality."""
+        found = {}
+        for name, predicted in self.predict(u).items():
+            column = batch.column(name)[:, None]
+            error = torch.where(column, (z[name] - predicted)[0].square(), 0.0)
+            if self.config.top_likelihood == "squared_error":
+                found[name] = error.sum(dim=1)
+                continue
+            log_variance = self.log_variance(name)
+            if training and name in self.config.adapt_top_scale and bool(column.any()):
+                mean = error.sum() / (column.sum() * error.shape[1])
+                log_variance = mean.clamp_min(1e-12).log()
+                self.follow(name, log_variance.detach(), _MOMENTUM)
+            constant = log_variance + math.log(2.0 * math.pi)
+            nats = 0.5 * (error * (-log_variance).exp() + constant).sum(dim=1)
+            found[name] = torch.where(column[:, 0], nats, 0.0)
+        return found
+
     def log_variance(self, name: str) -> Tensor:
         """Log s_m^2, a scalar."""
         return self.log_variances[self.names.index(name)]
@@ -119,119 +184,3 @@ def _over(network: nn.Module, value: Tensor) -> Tensor:
     """Run a network over ``(n, B, D)``."""
     out: Tensor = network(value.flatten(0, 1))
     return out.view(*value.shape[:2], out.shape[1])
-
-
-class NexusPosterior(Posterior):
-    """Both levels given what a row has.
-
-    Args:
-        top: The top level.
-        prior: Prior of the top latent.
-        bottom: Modality -> posterior of its latent.
-        batch: What is seen.
-        sampled: Whether what a row does not have is drawn from p(z_m | u), or is its mean.
-        from_top: Whether what a row has is predicted too; there is no density then.
-    """
-
-    def __init__(
-        self,
-        top: TopLevel,
-        prior: Prior,
-        bottom: Mapping[str, Normal],
-        batch: Batch,
-        sampled: bool,
-        from_top: bool,
-    ) -> None:
-        self.top = top
-        self.prior = prior
-        self.bottom = bottom
-        self.batch = batch
-        self.sampled = sampled
-        self.from_top = from_top
-
-    def draw(self, n: int, noise: NoiseSource) -> Draw:
-        """See `Posterior.draw`; latents that are predicted cancel in the two densities."""
-        standard = {m: noise.normal(("bottom", m), (n, *q.mean.shape)) for m, q in self._each()}
-        z = {name: q.place(standard[name]) for name, q in self._each()}
-        q = self._top(z)
-        u = q.place(noise.normal("shared", tuple(q.mean.shape)))
-        predicted = self.top.predict(u)
-        log_q, log_p = q.log_prob(u), self.prior.log_prob(u)
-        for name, own in self._each():
-            column = self.batch.column(name)
-            p = self.top.likelihood(name, predicted[name])
-            log_q = log_q + torch.where(column, own.log_prob(z[name]), 0.0)
-            log_p = log_p + torch.where(column, p.log_prob(z[name]), 0.0)
-            if self.sampled:
-                predicted[name] = p.place(standard[name])
-        latents = self._latents(u, z, predicted)
-        if self.from_top:
-            return Draw(latents=latents)
-        return Draw(latents=latents, log_q=log_q, log_p=log_p)
-
-    def mean(self) -> Latents:
-        """See `Posterior.mean`: the top latent given the means of the modalities'."""
-        z = {name: q.mean[None] for name, q in self._each()}
-        u = self._top(z).mean
-        return self._latents(u, z, self.top.predict(u))
-
-    def log_prob(self, latents: Latents) -> Tensor:
-        """Log-density of all latents together in nats, ``(n, B)``."""
-        z = {name: latents["bottom", name] for name in self.bottom}
-        u = latents["shared"]
-        total, predicted = self._top(z).log_prob(u), self.top.predict(u)
-        for name, own in self._each():
-            p = self.top.likelihood(name, predicted[name])
-            total = total + torch.where(
-                self.batch.column(name), own.log_prob(z[name]), p.log_prob(z[name])
-            )
-        return total
-
-    def _each(self) -> Any:
-        return self.bottom.items()
-
-    def _top(self, z: Mapping[str, Tensor]) -> Normal:
-        return self.top.posterior(z, self.batch, self.batch.present)
-
-    def _latents(
-        self, u: Tensor, z: Mapping[str, Tensor], predicted: Mapping[str, Tensor]
-    ) -> Latents:
-        found: Latents = {"shared": u}
-        for name in self.bottom:
-            own = self.batch.column(name)[:, None] & (not self.from_top)
-            found["bottom", name] = torch.where(own, z[name], predicted[name])
-        return found
-
-
-class NexusPrior(LatentPrior):
-    """The top latent, and the modalities' given it.
-
-    Args:
-        top: The top level.
-        prior: Prior of the top latent.
-        sampled: Whether a modality's latent is drawn from p(z_m | u), or is its mean.
-    """
-
-    def __init__(self, top: TopLevel, prior: Prior, sampled: bool) -> None:
-        self.top = top
-        self.prior = prior
-        self.sampled = sampled
-
-    def sample(self, n: int, rows: int, noise: NoiseSource) -> Latents:
-        """See `LatentPrior.sample`."""
-        u = self.prior.sample(n, rows, noise, "shared")
-        found: Latents = {"shared": u}
-        for name, predicted in self.top.predict(u).items():
-            found["bottom", name] = predicted
-            if self.sampled:
-                standard = noise.normal(("bottom", name), tuple(predicted.shape))
-                found["bottom", name] = self.top.likelihood(name, predicted).place(standard)
-        return found
-
-    def log_prob(self, latents: Latents) -> Tensor:
-        """See `LatentPrior.log_prob`."""
-        total = self.prior.log_prob(latents["shared"])
-        for name, predicted in self.top.predict(latents["shared"]).items():
-            p = self.top.likelihood(name, predicted)
-            total = total + p.log_prob(latents["bottom", name])
-        return total

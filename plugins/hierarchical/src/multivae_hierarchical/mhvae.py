@@ -20,28 +20,19 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from multivae_core.config import build, config, non_negative, positive
+from multivae_core.config import config, non_negative, positive
 from multivae_core.data import Batch
 from multivae_core.errors import ConfigError
-from multivae_core.likelihoods import Likelihood
 from multivae_core.losses import LossOutput, Term
-from multivae_core.model import MultimodalVAE
-from multivae_core.model_config import ModelConfig
-from multivae_core.networks.heads import ModalityDecoder
 from multivae_core.noise import Step
-from multivae_core.posteriors import LatentName, Latents
+from multivae_core.posteriors import Latents
 from multivae_core.priors import kl_to_prior
+from multivae_core.private_latents import check_names
 from multivae_core.stages import Stage
-from multivae_hierarchical import _networks
 from multivae_hierarchical._critics import build_critics, fooled, judged, with_critics
-from multivae_hierarchical._hierarchy import (
-    AncestralPrior,
-    Evidence,
-    HierarchicalPosterior,
-    Hierarchy,
-    Level,
-    names_of,
-)
+from multivae_hierarchical._hierarchy import Level
+from multivae_hierarchical._levelled import LevelledVAE, LevelsConfig
+from multivae_hierarchical._levels import AncestralPrior, HierarchicalPosterior
 from multivae_hierarchical._options import check_lengths, choice, numbers, share_of_rows
 from multivae_hierarchical._subsets import draw_subsets
 
@@ -51,26 +42,13 @@ _MOST_MODALITIES = 10
 
 
 @config
-class MHVAEConfig(ModelConfig):
-    """Options of MHVAE beside those of every model.
+class MHVAEConfig(LevelsConfig):
+    """Options of MHVAE beside those of every model and those of the networks.
 
     ``latent_dim`` is the size of the top level, or its channels where it is a map; ``prior`` is
     the prior there. The expert that it is multiplied with is N(0, I) whatever the prior is.
 
     Args:
-        n_levels: Number of levels L.
-        network: ``mlp``: all levels are vectors; ``conv2d``, ``conv3d``: maps over a common grid,
-            onto which vectors are broadcast; ``auto``: maps where every modality is an image, or
-            every one a volume. Maps have encoders and decoders of their own in place of
-            ``modalities.<name>.encoder`` and ``decoder``.
-        channels: Channels of the features of levels 1 to L - 1, the last number serving for all
-            further; None: 128 for vectors; 32, 64, 128 for maps.
-        latent_channels: Channels of the latents of levels 1 to L - 1; None: ``latent_dim``.
-        first_stride: Step of the finest grid in cells of the data; 1 is the authors'.
-        top: Whether the top level over maps is a ``vector`` (the authors') or a ``map``.
-        normalisation: None, or ``layer``: groups of channels within a row.
-        share: Heads that modalities have in common: ``all`` (the authors'), those of the
-            ``levels`` below the top, or ``none``.
         subsets: ``all``; ``full_and_singletons``: all that a row has and each of its modalities
             alone (Dorent et al. 2023); ``random``: all that it has and ``n_subsets`` others.
         n_subsets: Random subsets per row and step.
@@ -79,56 +57,52 @@ class MHVAEConfig(ModelConfig):
             (Dorent et al. 2025, heavier on the full set). ``all_patterns``: every subset of all
             M modalities, cut to what a row has: rows with few of them spend much of their
             weight on decoding the prior, so this is for comparison only.
+        alone: Modalities from each of which alone a row that has others too is inferred in every
+            step, beside ``random`` subsets of those others; as ultrasound is in Dorent et al.
+            2025. With ``equal`` weights only.
         kl: ``analytic``, or ``mc``: log q - log p at the sample, as in the authors' code.
         level_betas: Weight of every level's divergence in training, the finest first; None: 1.
         free_bits: Nats per level below which its divergence is not pushed any further down.
         normalise: Reconstruction in training: ``available_sum``: the sum over what a row has;
             ``mean_modality``: that times M over the number of modalities it has.
-        clamp: Means and log-variances are kept within plus and minus this by a hyperbolic
-            tangent, 10 in the authors' code (of log-scales); None: not at all.
-        poe: ``precision``: the product of Gaussians; ``scale``: the authors' code, which adds
-            inverse deviations, is no product, and serves for weights trained with it.
         temperature: Factor on the deviation of what `generate` draws, or one per level, the
-            finest first; 0.7 in the authors' code. Likelihoods are those of 1.
+            finest first; 0.7 in the authors' code; 0 takes the mean. Likelihoods are those of 1.
         encode_temperature: Likewise of samples of the posterior.
         adversarial: Weight of critics that tell reconstructions from measurements, see
             `_critics`; the loss is no bound with it. 0: there are none.
         adversarial_start: Steps before which the critics are trained, and the model ignores them.
+        adversarial_missing: Whether critics also judge what is decoded for a modality that a row
+            lacks, beside measurements of the other rows at hand. The authors' later code keeps a
+            pool of measurements for this, which saved models would contain.
         critic_lr: Learning rate of the critics.
     """
 
-    n_levels: int = attrs.field(default=3, validator=positive)
-    network: str = choice("auto", "mlp", "conv2d", "conv3d")
-    channels: list[int] | None = numbers(positive)
-    latent_channels: list[int] | None = numbers(positive)
-    first_stride: int = attrs.field(default=2, validator=positive)
-    top: str = choice("vector", "map")
-    normalisation: str | None = choice(None, "layer")
-    share: str = choice("all", "levels", "none")
     subsets: str = choice("all", "full_and_singletons", "random")
     n_subsets: int = attrs.field(default=1, validator=positive)
     subset_weights: str = choice("uniform", "equal", "all_patterns")
+    alone: list[str] = attrs.field(factory=list)
     kl: str = choice("analytic", "mc")
     level_betas: list[float] | None = numbers(non_negative)
     free_bits: float = attrs.field(default=0.0, validator=non_negative)
     normalise: str = choice("available_sum", "mean_modality")
-    clamp: float | None = numbers(positive)
-    poe: str = choice("precision", "scale")
-    temperature: float | list[float] = numbers(positive, 1.0)
-    encode_temperature: float | list[float] = numbers(positive, 1.0)
+    temperature: float | list[float] = numbers(non_negative, 1.0)
+    encode_temperature: float | list[float] = numbers(non_negative, 1.0)
     adversarial: float = attrs.field(default=0.0, validator=non_negative)
     adversarial_start: int = attrs.field(default=0, validator=non_negative)
+    adversarial_missing: bool = False
     critic_lr: float = attrs.field(default=2e-4, validator=positive)
 
     def __attrs_post_init__(self) -> None:
         per_level = dict.fromkeys(
             ("level_betas", "temperature", "encode_temperature"), self.n_levels
         )
-        check_lengths(self, {**per_level, "latent_channels": self.n_levels - 1})
-        if self.channels is not None and not self.channels:
-            raise ConfigError("must have at least one entry, or be None", "channels")
+        super().__attrs_post_init__()
+        check_lengths(self, per_level)
         if self.subset_weights == "all_patterns" and self.subsets != "all":
             raise ConfigError("needs subsets='all'", "subset_weights")
+        if self.alone and (self.subsets, self.subset_weights) != ("random", "equal"):
+            raise ConfigError("needs subsets='random' and subset_weights='equal'", "alone")
+        check_names(self, "alone")
         if self.subsets == "all" and len(self.modalities) > _MOST_MODALITIES:
             raise ConfigError(
                 f"'all' are {2 ** len(self.modalities) - 1} subsets of {len(self.modalities)}"
@@ -137,51 +111,20 @@ class MHVAEConfig(ModelConfig):
             )
 
 
-class MHVAE(MultimodalVAE):
+class MHVAE(LevelledVAE):
     """Multimodal hierarchical variational autoencoder (Dorent et al. 2023, 2025)."""
 
     config: MHVAEConfig
-    representation = ("z1",)
-    roles = _networks.ROLES
 
     def __init__(
         self, config: MHVAEConfig, networks: Mapping[str, nn.Module] | None = None, **own: Any
     ) -> None:
         super().__init__(config, networks=networks, **own)
-        shapes = tuple(self.latent_shapes.values())
-        power = 1.0 if config.poe == "precision" else 0.5
-        by_role = _networks.by_role(self, networks or {})
-        self.hierarchy = Hierarchy(shapes, by_role, config.clamp, power)
-        if len(shapes[-1]) > 1:  # the top is a map, which the prior sees as a vector
-            self.shared_prior = build("priors", config.prior, self.hierarchy.size(config.n_levels))
-            self.shared_prior.bind(self)
         if config.adversarial:
             self.critics = build_critics(self)
-
-    def build_encoder(self, name: str, custom: Mapping[str, nn.Module]) -> nn.Module:
-        """See `MultimodalNetworks.build_encoder`: a network that gives the first features."""
-        return _networks.encoder(self, name, custom)
-
-    def build_decoder(self, name: str, custom: Mapping[str, nn.Module]) -> ModalityDecoder:
-        """See `MultimodalNetworks.build_decoder`: it reads the finest level and nothing else."""
-        return _networks.decoder(self, name, custom) or super().build_decoder(name, custom)
-
-    def decoder_size(self, name: str) -> int:
-        """Size of the finest level, where it is a vector."""
-        return _networks.blocks_of(self.config).latents[0][0]
-
-    @property
-    def latent_shapes(self) -> dict[LatentName, tuple[int, ...]]:
-        """Shapes of ``z1``, the finest level, to ``zL``."""
-        shapes = _networks.blocks_of(self.config).latents
-        return dict(zip(names_of(len(shapes)), shapes, strict=True))
-
-    def decode_one(
-        self, name: str, latents: Latents, batch: Batch, rows: Tensor | None = None
-    ) -> Likelihood:
-        """See `MultimodalNetworks.decode_one`; only ``z1`` is read."""
-        likelihood: Likelihood = self.decoders[name](latents["z1"])
-        return likelihood
+        if 0.0 in self._levels(config.encode_temperature):
+            reason = "with encode_temperature 0 a level is its mean; likelihoods are those of 1"
+            self.lacks = {**self.lacks, "posterior_density": reason}
 
     def posterior(self, batch: Batch) -> HierarchicalPosterior:
         """All levels given everything that a row shows."""
@@ -224,22 +167,9 @@ class MHVAE(MultimodalVAE):
             terms["adversarial"] = Term(fooled(self, latents, passes, batch))
         return LossOutput(terms=terms, metrics=metrics)
 
-    def _evidence(self, batch: Batch) -> dict[str, Evidence]:
-        """What every modality says, on the rows that have it."""
-        found = {}
-        for name in self.modalities:
-            features, rows = self.encode_one(name, batch)
-            place = None
-            if rows is not None:
-                place = rows.new_zeros(batch.size)
-                place[rows] = torch.arange(len(rows), device=rows.device)
-            found[name] = self.hierarchy.climb(name, features, place)
-        return found
-
     def _posterior(self, batch: Batch, temperatures: list[float]) -> HierarchicalPosterior:
-        evidence = self._evidence(batch)
         return HierarchicalPosterior(
-            self.hierarchy, self.shared_prior, evidence, batch.present, temperatures
+            self.hierarchy, self.shared_prior, self.evidence(batch), batch.present, temperatures
         )
 
     def passes(
@@ -259,7 +189,7 @@ class MHVAE(MultimodalVAE):
             for level, name in enumerate(self.latent_shapes, start=1)
         ]
         levels = self.hierarchy.sweep(
-            self._evidence(batch),
+            self.evidence(batch),
             pairs % batch.size,
             members,
             lambda level, q: q.place(standard[level - 1].index_select(0, pairs)),
@@ -272,7 +202,7 @@ class MHVAE(MultimodalVAE):
             return value.view(*valid.shape, *value.shape[1:])
 
         finest = spread(levels[0].value)
-        return levels, {"z1": finest.view(*valid.shape, *self.hierarchy.shapes[0])}, spread
+        return (levels, {"z1": finest.view(*valid.shape, *self.hierarchy.shapes[0])}, spread)
 
     def _divergence(self, level: Level) -> Tensor:
         """KL(q || p) of one level in nats, ``(K,)``."""

@@ -14,55 +14,41 @@ is not what the model above says about z_m. Likelihoods are those of p(x, z, u).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from multivae_core.config import component, config, each, in_range, non_negative, positive
+from multivae_core.config import config, each, in_range, non_negative
 from multivae_core.data import Batch
 from multivae_core.distributions import Normal
-from multivae_core.errors import ConfigError
 from multivae_core.likelihoods import Likelihood
 from multivae_core.losses import LossOutput, Term
 from multivae_core.model import MultimodalVAE
-from multivae_core.model_config import ModelConfig
-from multivae_core.noise import NoiseSource, Step
+from multivae_core.noise import Step
 from multivae_core.posteriors import LatentName, Latents
 from multivae_core.priors import kl_to_prior
+from multivae_core.private_latents import check_names
 from multivae_core.schedules import Cyclical, Linear, schedule
+from multivae_core.stages import Player, Stage
 from multivae_hierarchical._options import choice, share_of_rows
-from multivae_hierarchical._top import ROLES, NexusPosterior, NexusPrior, TopLevel
+from multivae_hierarchical._predictions import NexusPosterior, NexusPrior
+from multivae_hierarchical._subsets import drop_some
+from multivae_hierarchical._top import ROLES, TopConfig, TopLevel
 
 __all__ = ["Nexus", "NexusConfig"]
 
-_MOMENTUM = 0.1
-_HIDDEN = {
-    "type": "mlp",
-    "hidden": [512, 512],
-    "activation": "leaky_relu",
-    "normalisation": "layer",
-}
-
 
 @config
-class NexusConfig(ModelConfig):
-    """Options of Nexus beside those of every model.
+class NexusConfig(TopConfig):
+    """Options of Nexus beside those of every model and those of its top level.
 
     ``latent_dim`` is the size of the top latent, ``beta`` and ``beta_schedule`` are about both
     levels, and ``modalities.<name>.weight`` is the weight w_m, which counts whatever else is set.
 
     Args:
-        modality_dims: Size of single modalities' latents; those left out have ``latent_dim``.
-        msg_dim: Size of the messages.
-        messages: Networks that turn a modality's latent into its message.
-        top_encoder: Network that turns the messages into the top posterior. By default it is
-            normalised within a row; the authors' batch normalisation mixes rows.
-        top_decoders: Networks that predict a modality's latent from the top one.
-        aggregate: Whether the messages' ``mean`` or their ``sum`` is taken.
         dropout_rate: Share of rows with several modalities that pass on the messages of a random
             part of them, its size and then its members uniform; in training alone. Rows with
             missing modalities take part.
@@ -70,13 +56,9 @@ class NexusConfig(ModelConfig):
         top_beta: Weight in training of the top divergence.
         top_schedule: Ramp of the top divergence; None: that of ``beta_schedule``.
         gammas: Weight in training of the prediction of single modalities' latents.
-        top_likelihood: How that is scored: ``gaussian``, or ``squared_error``, without 1/2 and
-            constants as in the authors' code; as a density this has variance 1/2.
-        top_scales: Deviations s_m under ``gaussian``; 1 for those left out. A weight gamma is no
-            deviation: likelihoods see s_m alone.
-        adapt_top_scale: Modalities whose s_m is the root mean square of what the top misses, over
-            the rows at hand (each process has its own) and all dimensions; outside training a
-            running mean of it.
+        pretrain: Modalities whose bottom level is trained first (stage ``pretrain``), by its own
+            terms, and then frozen, as the authors do with sound; the others and the top follow
+            (stage ``train``). Ramps count the steps of both stages.
         normalise: Bottom level and predictions in training: ``available_sum``: sums over what a
             row has, so that the top divergence weighs more in rows with little;
             ``mean_modality``: these times M over the number of modalities that a row has.
@@ -86,32 +68,20 @@ class NexusConfig(ModelConfig):
             otherwise it is f_m(u), as in the authors' code.
     """
 
-    modality_dims: dict[str, int] = attrs.field(factory=dict, validator=each(positive))
-    msg_dim: int = attrs.field(default=512, validator=positive)
-    messages: Any = component("decoders", default={"type": "mlp", "hidden": []})
-    top_encoder: Any = component("decoders", default=_HIDDEN)
-    top_decoders: Any = component("decoders", default=_HIDDEN)
-    aggregate: str = choice("mean", "sum")
     dropout_rate: float = attrs.field(default=0.2, validator=in_range(0.0, 1.0))
     bottom_betas: dict[str, float] = attrs.field(factory=dict, validator=each(non_negative))
     top_beta: float = attrs.field(default=1.0, validator=non_negative)
     top_schedule: Linear | Cyclical | None = schedule()
     gammas: dict[str, float] = attrs.field(factory=dict, validator=each(non_negative))
-    top_likelihood: str = choice("gaussian", "squared_error")
-    top_scales: dict[str, float] = attrs.field(factory=dict, validator=each(positive))
-    adapt_top_scale: list[str] = attrs.field(factory=list)
+    pretrain: list[str] = attrs.field(factory=list)
     normalise: str = choice("available_sum", "mean_modality")
     decode_path: str = choice("bottom", "top")
     sample_bottom: bool = False
 
     def __attrs_post_init__(self) -> None:
-        for option in ("modality_dims", "bottom_betas", "gammas", "top_scales", "adapt_top_scale"):
-            for name in getattr(self, option):
-                if name not in self.modalities:
-                    known = ", ".join(self.modalities)
-                    raise ConfigError(f"unknown modality; there is {known}", f"{option}.{name}")
-        if self.top_likelihood == "squared_error" and (self.top_scales or self.adapt_top_scale):
-            raise ConfigError("needs top_likelihood='gaussian'", "top_scales")
+        super().__attrs_post_init__()
+        for option in ("bottom_betas", "gammas", "pretrain"):
+            check_names(self, option)
 
 
 class Nexus(MultimodalVAE):
@@ -169,34 +139,84 @@ class Nexus(MultimodalVAE):
         """The top latent, and the modalities' given it."""
         return NexusPrior(self.top, self.shared_prior, self.config.sample_bottom)
 
+    def stages(self) -> tuple[Stage, ...]:
+        """Everything at once; or the bottom levels of ``pretrain``, and then the rest."""
+        first, rest = self._pretrained(True), self._pretrained(False)
+        if not first:
+            return super().stages()
+
+        def bottom(batch: Batch, step: Step) -> Iterator[LossOutput]:
+            shown = batch.restrict(set(first))
+            q = self._bottom(shown)
+            yield self._bottom_terms(q, _sampled(q, step), shown, step, first)
+
+        def both(batch: Batch, step: Step) -> Iterator[LossOutput]:
+            yield self._both(batch, step, rest)
+
+        def coders(names: tuple[str, ...]) -> tuple[nn.Module, ...]:
+            return tuple(part[name] for part in (self.encoders, self.decoders) for name in names)
+
+        own = Player(name="bottom", parameters=coders(first), loss=bottom)
+        others = (*coders(rest), self.top, self.shared_prior)
+        return (
+            Stage(name="pretrain", players=(own,)),
+            Stage(
+                name="train",
+                players=(Player(name="model", parameters=others, loss=both),),
+                start_from="best",
+            ),
+        )
+
     def loss(self, batch: Batch, step: Step) -> LossOutput:
         """Bottom and top in their terms."""
-        bottom = self._bottom(batch)
-        z = {name: q.sample(1, step.noise, ("bottom", name)) for name, q in bottom.items()}
-        latents: Latents = {("bottom", name): value for name, value in z.items()}
-        log_px = self.reconstruction(latents, batch, step)[0]
-        kls = {name: q.kl() for name, q in bottom.items()}
+        return self._both(batch, step, self.modalities)
 
+    def _both(self, batch: Batch, step: Step, trained: tuple[str, ...]) -> LossOutput:
+        """The bottom terms of modalities that are trained, and the top of all."""
+        bottom = self._bottom(batch)
+        z = _sampled(bottom, step)
+        below = LossOutput(terms={})
+        if trained:
+            below = self._bottom_terms(bottom, z, batch, step, trained)
         cut = {name: value.detach() for name, value in z.items()}
         heard = self._heard(batch.present, step) if step.training else batch.present
         q = self.top.posterior(cut, batch, heard)
         u = q.sample_once(step.noise, "shared")
-        missed = self._missed(cut, u, batch, step)
+        missed = self.top.missed(cut, u, batch, step.training)
         top_kl = torch.where(batch.something, kl_to_prior(q, self.shared_prior, u)[0], 0.0)
-
-        own, training, beta = self.config, step.training, self.beta(step)
-        betas, gammas = (own.bottom_betas, own.gammas) if training else ({}, {})
-        share = share_of_rows(own, batch, step, log_px)
+        gammas = self.config.gammas if step.training else {}
+        share = share_of_rows(self.config, batch, step, top_kl)
         terms = {
-            "reconstruction": Term(-share * log_px),
-            "kl_bottom": Term(share * beta * self._weighted(kls, betas)),
+            **{name: Term(share * term.value) for name, term in below.terms.items()},
             "top": Term(share * self._weighted(missed, gammas)),
             "kl_top": Term(self._top_beta(step) * top_kl),
         }
-        metrics = {"top_kl": top_kl.detach()}
-        metrics |= {f"bottom_kl_{name}": kl.detach() for name, kl in kls.items()}
+        metrics = {"top_kl": top_kl.detach(), **below.metrics}
         metrics |= {f"prediction_{name}": value.detach() for name, value in missed.items()}
         return LossOutput(terms=terms, metrics=metrics)
+
+    def _bottom_terms(
+        self,
+        bottom: Mapping[str, Normal],
+        z: Mapping[str, Tensor],
+        batch: Batch,
+        step: Step,
+        trained: tuple[str, ...],
+    ) -> LossOutput:
+        """The terms of the VAEs of single modalities."""
+        latents: Latents = {("bottom", name): value for name, value in z.items()}
+        scores = {m: self.weighted_score(m, latents, batch, step)[0] for m in trained}
+        kls = {name: bottom[name].kl() for name in trained}
+        betas = self.config.bottom_betas if step.training else {}
+        terms = {
+            "reconstruction": Term(-self._weighted(scores, {})),
+            "kl_bottom": Term(self.beta(step) * self._weighted(kls, betas)),
+        }
+        metrics = {f"bottom_kl_{name}": kl.detach() for name, kl in kls.items()}
+        return LossOutput(terms=terms, metrics=metrics)
+
+    def _pretrained(self, wanted: bool) -> tuple[str, ...]:
+        return tuple(m for m in self.modalities if (m in self.config.pretrain) == wanted)
 
     def _bottom(self, batch: Batch) -> dict[str, Normal]:
         """Posterior of every modality's latent; N(0, I) in rows without it."""
@@ -212,28 +232,7 @@ class Nexus(MultimodalVAE):
     def _heard(self, present: Tensor, step: Step) -> Tensor:
         """Whose messages are passed on, ``(B, M)``."""
         rate, noise = self.config.dropout_rate, step.noise
-        return _some(present, rate, noise) if rate else present
-
-    def _missed(
-        self, z: Mapping[str, Tensor], u: Tensor, batch: Batch, step: Step
-    ) -> dict[str, Tensor]:
-        """-log N(z_m; f_m(u), s_m^2 I), or the squared error, in nats; 0 without the modality."""
-        found = {}
-        for name, predicted in self.top.predict(u).items():
-            column = batch.column(name)[:, None]
-            error = torch.where(column, (z[name] - predicted)[0].square(), 0.0)
-            if self.config.top_likelihood == "squared_error":
-                found[name] = error.sum(dim=1)
-                continue
-            log_variance = self.top.log_variance(name)
-            if step.training and name in self.config.adapt_top_scale and bool(column.any()):
-                mean = error.sum() / (column.sum() * error.shape[1])
-                log_variance = mean.clamp_min(1e-12).log()
-                self.top.follow(name, log_variance.detach(), _MOMENTUM)
-            constant = log_variance + math.log(2.0 * math.pi)
-            nats = 0.5 * (error * (-log_variance).exp() + constant).sum(dim=1)
-            found[name] = torch.where(column[:, 0], nats, 0.0)
-        return found
+        return drop_some(present, rate, noise) if rate else present
 
     def _weighted(self, values: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
         parts = [weights.get(name, 1.0) * value for name, value in values.items()]
@@ -246,21 +245,5 @@ class Nexus(MultimodalVAE):
         return self.config.beta * self.config.top_beta * (1.0 if ramp is None else ramp(step))
 
 
-def _some(present: Tensor, rate: float, noise: NoiseSource) -> Tensor:
-    """Forced perceptual dropout: a random part of what a row has, in some rows.
-
-    Args:
-        present: ``(B, M)`` bool.
-        rate: Share of the rows with several modalities.
-        noise: Source of the random numbers.
-
-    Returns:
-        ``(B, M)`` bool, not empty where ``present`` is not.
-    """
-    rows, count = present.shape
-    own = present.sum(dim=1)
-    chance, size = noise.uniform("dropout", (2, rows))
-    dropped = 1 + (size * (own - 1)).long().clamp_min(0)
-    dropped = torch.where((chance < rate) & (own > 1), torch.minimum(dropped, own - 1), 0)
-    keys = torch.where(present, noise.uniform("dropped", (1, rows, count))[0], 2.0)
-    return present & (keys.argsort(dim=1).argsort(dim=1) >= dropped[:, None])
+def _sampled(bottom: Mapping[str, Normal], step: Step) -> dict[str, Tensor]:
+    return {name: q.sample(1, step.noise, ("bottom", name)) for name, q in bottom.items()}
