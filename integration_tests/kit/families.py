@@ -15,6 +15,15 @@ ONE_CLUSTER = {"type": "gmm", "n_components": 1, "learn_scales": False, "spread"
 CLUSTERED = {"family": "normal", "private_dims": 1, "prior": ONE_CLUSTER}
 """The truth of the kit has the prior N(0, I); one that is a mixture is in the plugin's tests."""
 RANDOM = {"subsets": "random", "n_subsets": 2, "kl": "mc"}
+ALONE = {"subset_weights": "equal", "alone": ["a"], "weight_norm": True, "recompute": True}
+
+PAIRED = {
+    "pairing": "poe",
+    "beta_align": 0.0,
+    "residual": True,
+    "gated": True,
+    "bridge_layers": [8],
+}
 
 CASES: dict[str, list[Case]] = {
     "cmvae": [
@@ -26,7 +35,23 @@ CASES: dict[str, list[Case]] = {
             label="cmvae dreg",
         ),
     ],
-    "cvae": [Case(model="cvae", options={"main": "a"}, needed=("a",), label="cvae")],
+    "cvae": [
+        Case(model="cvae", options={"main": "a"}, needed=("a",), label="cvae"),
+        Case(
+            model="cvae",
+            options={"main": "a", "conditional_prior": "learned", "free_bits": 0.05},
+            needed=("a",),
+            label="cvae free bits",
+        ),
+    ],
+    "dccae": [
+        Case(model="dccae"),
+        Case(model="dccae", options={"correlation": "pairwise"}, label="dccae pairwise"),
+    ],
+    "latent_translation": [
+        Case(model="latent_translation"),
+        Case(model="latent_translation", options=PAIRED, label="latent_translation pairs"),
+    ],
     "jnf": [Case(model="jnf", options={**FLOWS, "candidates": 8}, label="jnf")],
     "mhvae": [
         Case(model="mhvae", truth=hierarchical.mhvae),
@@ -38,6 +63,7 @@ CASES: dict[str, list[Case]] = {
                 "latent_channels": [5, 4],
                 "share": "none",
                 "normalise": "mean_modality",
+                **ALONE,
             },
             truth=partial(hierarchical.mhvae, **RANDOM),
             label="mhvae random",
@@ -66,6 +92,7 @@ CASES: dict[str, list[Case]] = {
                 "aggregate": "sum",
                 "dropout_rate": 0.8,
                 "normalise": "mean_modality",
+                "pretrain": ["b"],
                 "sample_bottom": True,
             },
             truth=partial(hierarchical.nexus, dropout_rate=0.8),

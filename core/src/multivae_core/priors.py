@@ -65,6 +65,19 @@ class Prior(nn.Module):
         """KL(posterior || prior) in closed form, ``(*batch)`` nats; None where there is none."""
         return None
 
+    def divergence(self, posterior: Distribution, value: Tensor) -> Tensor:
+        """KL(posterior || prior): in closed form, or estimated with the samples given.
+
+        Args:
+            posterior: Over ``(*batch, D)``.
+            value: Samples of the posterior, ``(*batch, D)``.
+
+        Returns:
+            ``(*batch)`` nats.
+        """
+        closed = self.kl(posterior)
+        return posterior.log_prob(value) - self.log_prob(value) if closed is None else closed
+
     def mean(self) -> Tensor:
         """``(D,)``; default: 0."""
         return self.origin
@@ -170,16 +183,21 @@ class OrPrior(Distribution):
         return OrPrior(self.posterior.detach(), self.prior, self.seen)
 
 
-def kl_to_prior(posterior: Distribution, prior: Prior, value: Tensor) -> Tensor:
-    """KL(posterior || prior) in nats: in closed form, or estimated with the samples given.
+def kl_to_prior(
+    posterior: Distribution, prior: Prior, value: Tensor, path: bool = False
+) -> Tensor:
+    """KL(posterior || prior) in nats, see `Prior.divergence`.
 
     Args:
         posterior: Over ``(*batch, D)``.
         prior: The prior.
         value: Samples of the posterior, ``(*batch, D)``.
+        path: Whether it is estimated with the samples and the score is left out of its gradient,
+            which goes along the path of the samples alone (Roeder et al. 2017).
     """
-    closed = prior.kl(posterior)
-    return posterior.log_prob(value) - prior.log_prob(value) if closed is None else closed
+    if path:
+        return posterior.detach().log_prob(value) - prior.log_prob(value)
+    return prior.divergence(posterior, value)
 
 
 def standard_log_prob(value: Tensor) -> Tensor:

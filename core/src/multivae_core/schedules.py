@@ -21,17 +21,23 @@ class Linear:
     Args:
         steps: Length of the ramp in optimisation steps.
         start: Value at step 0.
+        plateau: Steps over which a value stays. With the steps of an epoch the ramp goes by the
+            epoch: (e - 1) / W in epoch e = 1, 2, ... has steps=W * plateau; with (W - 1) * plateau
+            it reaches 1 in epoch W, as JMVAE's authors have it; and with start=1/W beside that
+            it is e / W, as in MultiVae.
     """
 
     type: str = attrs.field(default="linear", init=False)
     steps: int = attrs.field(validator=positive)
     start: float = attrs.field(default=0.0, validator=in_range(0.0, 1.0))
+    plateau: int = attrs.field(default=1, validator=positive)
 
     def __call__(self, step: Step) -> float:
         """Return the factor; 1 outside training."""
         if not step.training:
             return 1.0
-        return self.start + (1.0 - self.start) * min(1.0, step.number / self.steps)
+        number = step.number - step.number % self.plateau
+        return self.start + (1.0 - self.start) * min(1.0, number / self.steps)
 
 
 @config

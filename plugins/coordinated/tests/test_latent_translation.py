@@ -8,7 +8,8 @@ import torch
 from scipy import stats
 
 import multivae_core as mv
-from multivae_coordinated._bridge import Scaler, sliced_wasserstein
+from multivae_coordinated._alignment import sliced_wasserstein
+from multivae_coordinated._bridge import Layers, Scaler
 from multivae_core.errors import CapabilityError, ConfigError, DataError
 from multivae_core.noise import RowNoise, Step
 
@@ -42,7 +43,7 @@ def test_the_vaes_are_frozen_while_the_bridge_is_built(make_model, make_batch):
     mv.Trainer(steps={"base": 3, "bridge": 6}, seed=0, progress=False).fit(again, data)
     moved = {k for k, v in again.state_dict().items() if not torch.equal(v, before[k])}
     assert moved
-    assert all(k.startswith(("bridge_", "scaler.")) for k in moved)
+    assert all(k.startswith("bridge.") for k in moved)
 
 
 def test_stages_hold_every_parameter_once(make_model):
@@ -86,6 +87,84 @@ def test_distance_is_that_of_sorted_projections():
     assert [value.item() for value in nothing] == [0.0, 0.0]
 
 
+def test_distance_from_the_pooled_codes():
+    # 1 and 2 of one modality, 5 of another: the quartiles of 1, 2, 5 are 1 and 5, its median 2
+    z = torch.tensor([[[1.0], [2.0]], [[5.0], [9.0]]])
+    present = torch.tensor([[True, True], [True, False]])
+    noise = RowNoise(0, torch.arange(2))
+    distance, rows = sliced_wasserstein(z, present, 4, noise, pooled=True)
+    assert distance.item() == pytest.approx(((0 + 3) + 3) / 3)
+    assert rows.item() == 3
+    same = torch.randn(1, 6, 2, generator=torch.Generator().manual_seed(0)).expand(3, 6, 2)
+    nothing, _ = sliced_wasserstein(same, torch.ones(6, 3, dtype=torch.bool), 4, noise, True)
+    assert nothing.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_layers_add_and_mix():
+    torch.manual_seed(0)
+    net = Layers(3, [3, 5], 2, residual=True, gated=True).double()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    one = x + net.layers[0](x).relu()
+    two = net.around[1](one) + net.layers[1](one).relu()
+    own, gate = net.head(two).chunk(2, dim=1)
+    share = gate.sigmoid()
+    torch.testing.assert_close(net(x), share * own + (1 - share) * net.skip(x))
+    plain = Layers(3, [], 2).double()
+    torch.testing.assert_close(plain(x), plain.head(x))
+
+
+def test_the_bridge_need_not_be_told_the_modality(make_model, make_batch):
+    # two modalities with the same numbers: told apart they have different codes
+    sizes = {"a": 3, "b": 3}
+    for told in (True, False):
+        model = make_model("latent_translation", sizes=sizes, use_domain=told, **SMALL)
+        model.encoders["b"].load_state_dict(model.encoders["a"].state_dict())
+        batch = make_batch(6, sizes, holes=False)
+        batch.values["b"] = batch.values["a"].clone()
+        alone = [model.embed(batch.restrict({name})) for name in "ab"]
+        assert torch.allclose(*alone) == (not told)
+
+
+def test_pairs_as_in_a_product_of_experts(make_model, make_batch, quiet):
+    weights = {"pairing": "poe", "beta_product": 2.0, "beta_cross": 3.0}
+    model = make_model("latent_translation", residual=True, gated=True, **weights, **SMALL)
+    batch, step = model.prepare(make_batch()), Step(noise=quiet().noise)
+    terms = model.bridge_loss(batch, step).terms
+    base = torch.stack([model.encoders[m](batch.values[m])["base", m][:, 0] for m in "abc"])
+    scaled = model.bridge.scaled(base)
+    codes = model.bridge.codes(scaled)
+    for b in range(batch.size):
+        own = [m for m in range(3) if batch.present[b, m]]
+        assert terms["product"].weight[b] == terms["cross"].weight[b] == (len(own) > 1)
+        if len(own) < 2:
+            continue
+        precision = sum(1.0 / codes.variance[m, b] for m in own)
+        z = sum(codes.mean[m, b] / codes.variance[m, b] for m in own) / precision
+
+        def error(z, m, b=b):
+            return (scaled[m, b] - model.bridge.back(z[None], m)[0]).square().mean()
+
+        wanted = 2.0 * sum(error(z, m) for m in own) / len(own)
+        torch.testing.assert_close(terms["product"].value[b], wanted)
+        across = [error(codes.mean[m, b], n) for m in own for n in own if m != n]
+        torch.testing.assert_close(terms["cross"].value[b], 3.0 * sum(across) / len(across))
+        q = model.posterior(batch).parts["shared"]
+        torch.testing.assert_close(q.mean[b], z)
+        torch.testing.assert_close(q.variance[b], 1.0 / precision)
+    empty = ~batch.something
+    assert not q.mean[empty].any()
+    assert bool((q.variance[empty] == 1.0).all())
+
+
+def test_the_classifier_may_have_layers(make_model, make_batch, quiet):
+    options = {"beta_class": 1.0, "n_classes": 4, "class_layers": [7]}
+    model = make_model("latent_translation", **options, **SMALL)
+    assert [layer.out_features for layer in model.classifier.layers] == [7]
+    batch = model.prepare(labelled(make_batch(), [0] * 12))
+    model.bridge_loss(batch, quiet()).terms["class"].value.sum().backward()
+    assert model.classifier.layers[0].weight.grad.any()
+
+
 def test_terms_that_weigh_nothing_are_left_out(make_model, make_batch, quiet):
     def names(**options):
         model = make_model("latent_translation", **SMALL, **options)
@@ -94,6 +173,8 @@ def test_terms_that_weigh_nothing_are_left_out(make_model, make_batch, quiet):
 
     assert names(beta_align=0.0) == set()
     assert names() == {"align"}
+    assert names(pairing="poe") == {"align", "product", "cross"}
+    assert names(pairing="poe", beta_product=0.0, beta_cross=0.0) == {"align"}
     everything = {"beta_class": 1.0, "n_classes": 2, "beta_pair": 1.0}
     assert names(**everything) == {"align", "class", "pair"}
 
@@ -142,9 +223,9 @@ def test_it_has_no_likelihood(make_model, make_batch):
     model = make_model("latent_translation", **SMALL)
     with pytest.raises(CapabilityError, match="put together from VAEs"):
         model.log_likelihood(make_batch())
-    with pytest.raises(CapabilityError, match="between batches"):
-        model.require("row_objective")
-    make_model("latent_translation", beta_align=0.0, **SMALL).require("row_objective")
+    for options in ({}, {"beta_align": 0.0}):  # the scale too is that of the batches so far
+        with pytest.raises(CapabilityError, match="row_objective: latents are scaled"):
+            make_model("latent_translation", **options, **SMALL).require("row_objective")
 
 
 def test_bad_input_is_refused(make_model, make_batch, quiet):

@@ -8,8 +8,9 @@ import torch
 from scipy import integrate, stats
 
 import multivae_core as mv
-from multivae_coordinated._sources import _dropout_entropy
+from multivae_coordinated._source_parts import dropout_entropy
 from multivae_core.errors import CapabilityError, ConfigError, DataError
+from multivae_core.noise import Step
 
 
 def heads(model, batch, name, b, latent="shared"):
@@ -142,7 +143,7 @@ class TestSparse:
 
         model = make_model("mcvae", sparse=True, latent_dim=1)
         assert model.log_alpha.shape == (1,)
-        ours = -_dropout_entropy(torch.tensor([log_alpha])).item()
+        ours = -dropout_entropy(torch.tensor([log_alpha])).item()
         assert ours == pytest.approx(divergence(log_alpha) - divergence(16.0), abs=0.03)
 
     def test_variance_follows_the_mean(self, make_model, make_batch):
@@ -200,6 +201,65 @@ def test_rows_without_the_reference_are_refused_or_left_at_the_prior(
     make_model("dvcca").require("encodes_any_subset")
 
 
+def test_private_codes_may_be_withheld(make_model, make_batch, training):
+    batch, dims = make_batch(400, holes=False), {"a": 2, "c": 1}
+    model = make_model("dvcca", private_dims=dims, private_dropout=0.3)
+    plain, step = make_model("dvcca", private_dims=dims), training()
+    seen = []
+    model.decoders["a"].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    out = model.loss(model.prepare(batch), step)
+    wanted = plain.loss(plain.prepare(batch), step)
+    own = plain.private(plain.run_encoders(plain.prepare(batch)))["private", "a"]
+    drawn = own.sample(1, step.noise, ("private", "a"))[0]
+    prior = step.noise.normal(("prior", ("private", "a")), (1, 400, 2))[0]
+    told = seen[0][0, :, 2:]
+    is_own, is_prior = (told == drawn).all(dim=1), (told == prior).all(dim=1)
+    assert bool((is_own ^ is_prior).all())
+    assert 0.2 < float(is_prior.double().mean()) < 0.4
+    for name in ("kl", "kl_private"):  # divergences count whole
+        torch.testing.assert_close(out.terms[name].value, wanted.terms[name].value)
+    assert not torch.equal(out.terms["reconstruction"].value, wanted.terms["reconstruction"].value)
+    quiet = Step(noise=step.noise)
+    for one, two in zip(
+        model.loss(model.prepare(batch), quiet).terms.values(),
+        plain.loss(plain.prepare(batch), quiet).terms.values(),
+        strict=True,
+    ):
+        torch.testing.assert_close(one.value, two.value)
+
+
+def test_path_derivative(make_model, make_batch, training):
+    model, batch = make_model("mcvae", path_derivative=True), make_batch(holes=False)
+    prepared, step = model.prepare(batch), training()
+    found = model.loss(prepared, step).terms["kl"].value
+    experts = model._experts(model.run_encoders(prepared))
+    z = experts.sample_once(step.noise, "shared")
+    log_q = torch.distributions.Normal(experts.mean, experts.variance.sqrt()).log_prob(z)
+    log_p = torch.distributions.Normal(0.0, 1.0).log_prob(z)
+    torch.testing.assert_close(found, (log_q - log_p).sum(dim=2).mean(dim=0))
+    # the score is left out: it has the mean 0, and is all there is where q_m is the prior
+    with torch.no_grad():
+        for name in "abc":
+            model.encoders[name].head.weight.zero_()
+            model.encoders[name].head.bias.zero_()
+    model.loss(prepared, step).terms["kl"].value.sum().backward()
+    assert float(model.encoders["a"].head.bias.grad.abs().max()) < 1e-9
+
+
+def test_prediction_is_the_mean_of_what_the_sources_decode(make_model, make_batch):
+    # the rule of the authors' code for several channels, here with posteriors that are points
+    model, batch = make_model("mcvae"), make_batch(holes=False)
+    with torch.no_grad():
+        for name in "abc":
+            model.encoders[name].head.bias[2:] = -60.0
+            model.encoders[name].head.weight[2:] = 0.0
+    made = model.predict(batch, n_samples=3)["b"]
+    each = [model.decode({"shared": torch.stack([
+        torch.as_tensor(heads(model, batch, m, b)[0]) for b in range(batch.size)
+    ])})["b"].mean for m in "abc"]  # fmt: skip
+    torch.testing.assert_close(made, torch.stack(each).mean(dim=0).view_as(made))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -207,6 +267,7 @@ def test_rows_without_the_reference_are_refused_or_left_at_the_prior(
         ("mcvae", {"channels": []}, "channels: must name one modality or more"),
         ("mcvae", {"threshold": 0.5}, "threshold: drops dimensions of the sparse variant"),
         ("mcvae", {"sparse": True, "private_dims": {"a": 1}}, "sparse: has no private latents"),
+        ("dvcca", {"private_dropout": 0.1}, "private_dropout: there are no private latents"),
         ("dvcca", {"reference": "d"}, "reference: must be 'all' or a modality: a, b, c"),
         ("dvcca", {"reference_weights": {"d": 1.0}}, "reference_weights.d: unknown modality"),
     ],

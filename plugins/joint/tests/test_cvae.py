@@ -71,12 +71,47 @@ def test_a_learned_prior_begins_as_the_standard_one(make_model, make_batch):
 
 def test_conditions_are_withheld_from_all_networks_alike(make_model, make_batch, training):
     model = make_model("cvae", main="a", cond_dropout=0.5)
-    batch = model.prepare(make_batch(300, holes=False))
-    shown = model._shown(batch, training()).present
+    batch, seen = model.prepare(make_batch(300, holes=False)), []
+    for part in (model.encoder, model.condition):
+        part.register_forward_pre_hook(lambda _, given: seen.append(given[0].present))
+    model.loss(batch, training())
+    shown = seen[0]
+    assert len(seen) > 2
+    assert all(torch.equal(shown, other) for other in seen if len(other) == len(shown))
     assert bool(shown[:, 0].all())
     assert 0.4 < float(shown[:, 1:].double().mean()) < 0.6
     assert not bool(shown[:, 1:].any(dim=1).all())  # nothing at all, too
-    assert model._shown(batch, Step(noise=training().noise)) is batch
+    seen.clear()
+    model.loss(batch, Step(noise=training().noise))
+    assert all(bool(other.all()) for other in seen)
+
+
+def test_some_divergence_is_free(make_model, make_batch, training):
+    # the prior is N(0, 1) in two dimensions, the posterior N(m, 1): m^2 / 2 nats in each
+    model, batch = make_model("cvae", main="a", free_bits=0.3, beta=2.0), make_batch(holes=False)
+    with torch.no_grad():
+        model.encoder.head.weight.zero_()
+        model.encoder.head.bias.copy_(torch.tensor([0.2, 1.0, 0.0, 0.0]))
+    out = model.loss(model.prepare(batch), training())
+    torch.testing.assert_close(out.terms["kl"].value, torch.full((12,), 2 * 0.8, dtype=F64))
+    out.terms["kl"].value.sum().backward()
+    pull = model.encoder.head.bias.grad
+    assert float(pull[0]) == 0.0
+    assert float(pull[1]) == pytest.approx(12 * 2 * 1.0)
+    plain = model.loss(model.prepare(batch), Step(noise=training().noise))
+    assert float(plain.terms["kl"].value[0].detach()) == pytest.approx(0.02 + 0.5)
+
+
+def test_log_variances_are_limited(make_model, make_batch):
+    model = make_model("cvae", main="a", conditional_prior="learned", log_variance_limit=2.0)
+    with torch.no_grad():
+        model.encoder.head.bias[2:] = torch.tensor([-50.0, 50.0])
+        model.learned_prior.head.bias[2:] = torch.tensor([50.0, -50.0])
+    batch = model.prepare(make_batch(holes=False))
+    q, p = model.posterior(batch).parts["shared"], model._prior(batch)
+    assert q.log_variance[0].tolist() == [-2.0, 2.0]
+    assert p.log_variance[0].tolist() == [2.0, -2.0]
+    assert bool((q.kl(p) < 100).all())
 
 
 def test_posterior_is_the_prior_without_the_main_modality(make_model, make_batch):
@@ -230,6 +265,8 @@ def test_own_networks_are_passed_again(make_model, make_batch, tmp_path):
             "encoder_inputs: must have all conditions; add 'c'",
         ),
         ({"main": "a", "prior": "scaled"}, "prior: must be 'standard_normal'"),
+        ({"main": "a", "free_bits": -1.0}, "free_bits: must be >= 0"),
+        ({"main": "a", "log_variance_limit": 0.0}, "log_variance_limit: must be > 0"),
         ({"main": "a", "hybrid": 1.5}, "hybrid: must be between 0.0 and 1.0"),
     ],
 )

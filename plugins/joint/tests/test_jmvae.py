@@ -89,6 +89,27 @@ def test_terms_are_the_formulas(make_model, make_batch, training, options, r1, r
     assert not total(out)[1].any()
 
 
+@pytest.mark.parametrize(
+    ("steps", "start", "value"),
+    [
+        (4 * 3, 0.0, lambda epoch: min(1.0, (epoch - 1) / 4)),
+        (3 * 3, 0.25, lambda epoch: min(1.0, epoch / 4)),  # MultiVae
+        (3 * 3, 0.0, lambda epoch: min(1.0, (epoch - 1) / 3)),  # the authors
+    ],
+)
+def test_ramps_by_the_epoch(make_model, make_batch, training, steps, start, value):
+    # 3 steps per epoch, a warm-up of 4 epochs
+    ramp = {"type": "linear", "steps": steps, "start": start, "plateau": 3}
+    model, plain = make_model("jmvae", beta_schedule=ramp), make_model("jmvae")
+    batch = model.prepare(make_batch())
+    for number in range(18):
+        step = training(number)
+        one, two = (own.loss(batch, step).terms for own in (model, plain))
+        for name in ("kl", "surrogates"):
+            wanted = value(1 + number // 3) * two[name].value
+            torch.testing.assert_close(one[name].value, wanted)
+
+
 def test_weights_count_in_training_alone(make_model, make_batch, training):
     batch = make_batch()
     noise = training().noise

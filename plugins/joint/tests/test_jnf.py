@@ -11,9 +11,9 @@ import torch
 from scipy import stats
 
 import multivae_core as mv
+from multivae_core.correlation import correlation
 from multivae_core.errors import CapabilityError, ConfigError
 from multivae_core.noise import RowNoise
-from multivae_joint._dcca import correlation
 from multivae_joint._flows import FLOWS, FlowExperts, LatentFlow
 from multivae_joint._sampling import HMC
 
@@ -64,6 +64,14 @@ def test_flows_are_densities(kind, context):
         assert float(density) == pytest.approx(1.0, abs=2e-3)
 
 
+def test_modalities_may_have_flows_of_their_own(make_model, make_batch):
+    model = make_model("jnf", flow_type="realnvp", flow_types={"b": "nsf"}, **QUICK)
+    names = [{type(m).__name__ for m in model.flows[n].modules()} for n in "abc"]
+    assert names[0] == names[2] != names[1]
+    alike = make_model("jnf", flow_type="nsf", **QUICK)
+    assert {type(m).__name__ for m in alike.flows["b"].modules()} == names[1]
+
+
 @pytest.mark.parametrize("form", ["base", "context"])
 def test_terms_are_the_formulas(make_model, make_batch, training, form):
     model = make_model("jnf", flow_context=form, n_samples=2, **QUICK)
@@ -102,13 +110,14 @@ def test_which_rows_teach_the_flows(make_model, make_batch, training):
         assert not term.value[~wanted].any()
 
 
-def exact(model, batch):
-    """Mean and deviation of the product in which the prior counts once."""
+def exact(model, batch, rule="poe_corrected"):
+    """Mean and deviation of the product in which the prior counts once, or by another rule."""
     prepared = model.prepare(batch)
     mean, log_variance = model.run_encoders(prepared)["shared"].detach().unbind(dim=2)
     there = prepared.present.T[..., None]
     precision = torch.where(there, (-log_variance).exp(), 0.0)
-    total = precision.sum(dim=0) - (there.sum(dim=0) - 1)
+    further = {"poe_corrected": there.sum(dim=0) - 1, "poe": 0, "poe_with_prior": -1}[rule]
+    total = precision.sum(dim=0) - further
     return (precision * mean).sum(dim=0) / total, total.rsqrt()
 
 
@@ -134,6 +143,26 @@ def test_products_are_sampled(product, make_batch, sampler, names):
         assert 0.6 < float(report.quality.min()) <= float(report.quality.max()) < 0.97
     else:
         assert float(report.quality.min()) > 5
+
+
+@pytest.mark.parametrize("rule", ["poe", "poe_with_prior"])
+@pytest.mark.parametrize("sampler", ["hmc", "sir"])
+def test_how_often_the_prior_counts_in_a_product(product, make_batch, sampler, rule):
+    model, n = product, 800
+    own = {"sampler": sampler, "hmc_steps": 40, "leapfrog_steps": 5, "step_size": 0.2}
+    model.config = attrs.evolve(model.config, subset_posterior=rule, **own)
+    with torch.no_grad():
+        for name in SIZES:
+            model.encoders[name].head.bias[2:] = -0.5
+    batch = make_batch(2, SIZES, holes=False).restrict(set("acd"))
+    (_, usual), (mean, deviation) = exact(model, batch), exact(model, batch, rule)
+    z = model.encode(batch, n_samples=n)["shared"]
+    slack = 0.0 if sampler == "hmc" else 0.05
+    assert float(((z.mean(dim=0) - mean).abs() / deviation).max()) < 4.5 / math.sqrt(n) + slack
+    # far enough from the other rule for the test to tell them apart
+    assert float((usual / deviation).min()) > 1.2
+    ratio = z.std(dim=0) / deviation
+    assert float((ratio - 1).abs().max()) < 4.5 / math.sqrt(2 * n) + slack
 
 
 def test_encoders_run_once(make_model, make_batch):
@@ -244,7 +273,7 @@ def whole(batch):
 @pytest.mark.parametrize("dcca", [None, 2])
 def test_stages_leave_frozen_parts_alone(make_model, make_batch, dcca):
     data = whole(make_batch(120))
-    model = make_model("jnf", dcca_dim=dcca, **QUICK)
+    model = make_model("jnf", dcca_dim=dcca, dcca_rescale=dcca is not None, **QUICK)
     seen = []
 
     class Watch:
@@ -308,6 +337,41 @@ def test_canonical_correlations(make_batch):
     assert float(nothing) < 0.1
 
 
+def test_the_largest_correlations_alone_may_count():
+    rng = np.random.default_rng(0)
+    left = rng.normal(size=(4000, 3))
+    right = left * [1.0, 0.5, 0.1] + rng.normal(size=(4000, 3)) * [0.01, 0.5, 0.5]
+    u, v = torch.as_tensor(left), torch.as_tensor(right)
+    each = [abs(np.corrcoef(left[:, k], right[:, k])[0, 1]) for k in range(3)]
+    for top in (1, 2, 3, None):
+        wanted = sum(each[:top])
+        assert float(correlation(u, v, top)) == pytest.approx(wanted, abs=0.03)
+
+
+def test_embeddings_may_be_rescaled(make_model, make_batch, training):
+    quick = QUICK | {"sampler": "sir", "candidates": 4, "n_mean": 2}
+    model = make_model("jnf", dcca_dim=2, dcca_top=1, dcca_rescale=True, **quick)
+    batch = model.prepare(make_batch(40))
+    trunk, before = model.encoders["b"].trunk, model.embed(batch)
+    assert not bool(trunk.after[0].shown)  # nothing shown: they are left as they are
+    model.train()
+    model.loss(batch, training())
+    rows = batch.rows("b")
+    embedded = trunk.embedding(batch.values["b"][rows])
+    scaled = trunk.after[0].eval()(embedded)
+    torch.testing.assert_close(scaled.amin(dim=0), torch.zeros(2, dtype=F64))
+    torch.testing.assert_close(scaled.amax(dim=0), torch.ones(2, dtype=F64))
+    ratio = (embedded - embedded[0])[1:] / (scaled - scaled[0])[1:]
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
+    model.eval()
+    low = trunk.after[0].low.clone()
+    assert not torch.equal(model.embed(batch), before)
+    model.embed(make_batch(40, seed=3))
+    assert torch.equal(trunk.after[0].low, low)  # evaluation changes nothing
+    with pytest.raises(CapabilityError, match="row_objective: its embeddings' scale"):
+        model.require("row_objective")
+
+
 def test_embeddings_need_enough_rows(make_model, make_batch, training):
     model = make_model("jnf", dcca_dim=2, **QUICK)
     few = model.prepare(make_batch(7, holes=False))
@@ -334,10 +398,16 @@ def test_saved_and_loaded(make_model, make_batch, tmp_path, kind):
     ("options", "message"),
     [
         ({"flow_type": "nice"}, "flow_type: must be one of 'maf', 'nsf', 'iaf', 'realnvp'"),
+        ({"flow_types": {"a": "nice"}}, "flow_types.a: must be one of 'maf'"),
+        ({"flow_types": {"d": "maf"}}, "flow_types.d: unknown modality; there is a, b, c"),
         ({"context_dim": 5}, "context_dim: must be even, got 5"),
         ({"sampler": "nuts"}, "sampler: must be one of 'hmc', 'sir', 'auto', 'mask_aware'"),
         ({"hmc_steps": 0}, "hmc_steps: must be > 0"),
         ({"hidden": [0]}, "hidden: must be > 0, got 0"),
+        ({"subset_posterior": "moe"}, "subset_posterior: must be one of 'poe_corrected', 'poe'"),
+        ({"dcca_top": 2}, "dcca_top: there are no embeddings; set dcca_dim"),
+        ({"dcca_rescale": True}, "dcca_rescale: there are no embeddings"),
+        ({"dcca_dim": 2, "dcca_top": 3}, "dcca_top: must be at most dcca_dim=2"),
     ],
 )
 def test_refusals(make_model, options, message):

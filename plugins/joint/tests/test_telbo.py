@@ -13,6 +13,7 @@ from torch import nn
 import multivae_core as mv
 from multivae_core.errors import ConfigError
 from multivae_core.noise import RowNoise, Step
+from multivae_core.priors import kl_to_prior
 
 F64 = torch.float64
 
@@ -101,7 +102,7 @@ def test_path_derivative(make_model, make_batch):
         path.encoders["a"].head.bias.zero_()
     experts = path.surrogates(path.prepare(batch))
     z = experts.sample_once(step.noise, "surrogates")
-    path._divergences(experts, z).sum().backward()
+    kl_to_prior(experts, path.shared_prior, z, path=True).sum().backward()
     assert float(path.encoders["a"].head.bias.grad.abs().max()) < 1e-9
 
 
@@ -193,8 +194,27 @@ def test_surrogates_learn(make_model, make_batch):
         ({"gammas": {"a": -1.0}}, "gammas.a: must be >= 0"),
         ({"row_normalise": True}, "row_normalise: with two stages there are no terms to bal"),
         ({"proposal_scale": 0.0}, "proposal_scale: must be > 0"),
+        ({"decoder_l1": {"d": 1.0}}, "decoder_l1.d: unknown modality"),
+        ({"attribute_dropout": 0.2}, "attribute_dropout: there are no attributes to deny"),
     ],
 )
 def test_refusals(make_model, options, message):
     with pytest.raises(ConfigError, match=message):
         make_model("telbo", **options)
+
+
+def test_decoders_may_be_sparse(make_model, make_batch, training):
+    options = {"schedule": "stop_gradient", "row_normalise": True}
+    model, plain = make_model("telbo", decoder_l1={"b": 0.1}, **options), make_model("telbo")
+    batch, step = model.prepare(make_batch()), training()
+    weights = [p for n, p in model.decoders["b"].network.named_parameters() if "weight" in n]
+    assert len(weights) == 2
+    found = model.loss(batch, step).terms["decoder_l1"].value
+    torch.testing.assert_close(found, 0.1 * sum(w.abs().sum() for w in weights))
+    moved = grads(model, [model.loss(batch, step).terms["decoder_l1"]])
+    assert all(name.startswith("decoders") and "weight" in name for name in moved)
+    # no part of what is reported
+    assert "decoder_l1" not in model.loss(batch, Step(noise=step.noise)).terms
+    assert "decoder_l1" not in plain.loss(batch, step).terms
+    (out,) = model.stages()[0].players[0].loss(batch, step)
+    assert "decoder_l1" in out.terms

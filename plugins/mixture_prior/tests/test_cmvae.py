@@ -266,6 +266,26 @@ def test_clusters_start_where_the_embedded_data_are(cmvae, make_batch):
         torch.testing.assert_close(model.shared_prior.means[cluster].detach(), own)
 
 
+def test_every_row_may_have_a_whole_rows_likelihood(cmvae, make_batch, training):
+    batch = make_batch()
+    plain, scaled = cmvae(), cmvae(missing_norm="total")
+    prepared, step = plain.prepare(batch), training()
+    seen = batch.present.sum(dim=1)
+    latents = {"shared": torch.randn(2, 12, 2, dtype=F64)}
+    latents |= {("private", m): torch.randn(2, 12, 1, dtype=F64) for m in "abc"}
+    one = plain.reconstruction(latents, prepared, step)
+    two = scaled.reconstruction(latents, prepared, step)
+    torch.testing.assert_close(two, one * 3 / seen.clamp_min(1))
+    whole = seen == 3
+    losses = [model.loss(prepared, step).terms["bound"].value for model in (plain, scaled)]
+    torch.testing.assert_close(losses[0][whole], losses[1][whole])
+    assert not torch.isclose(losses[0], losses[1])[(seen > 0) & ~whole].any()
+    torch.testing.assert_close(
+        scaled.log_likelihood(batch, n_samples=6).value,
+        plain.log_likelihood(batch, n_samples=6).value,
+    )
+
+
 def test_the_default_clusters(make_model):
     model = make_model("cmvae")
     own = model.config.prior
@@ -275,6 +295,9 @@ def test_the_default_clusters(make_model):
     assert names == {"shared_prior.logits", "shared_prior.means"} | auxiliary
     with pytest.raises(ConfigError, match="must be a mixture of clusters"):
         make_model("cmvae", prior="standard_normal")
+    for option in ({"temperature": 2.0}, {"divergence": "vade"}):
+        with pytest.raises(ConfigError, match=r"importance weights have log p\(z\) itself"):
+            make_model("cmvae", prior={"type": "gmm", **option})
 
 
 def linear(truth):

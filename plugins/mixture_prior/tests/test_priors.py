@@ -144,6 +144,115 @@ def test_the_bound_is_that_of_the_best_responsibilities():
     torch.testing.assert_close(prior.kl(q), value)
 
 
+@pytest.mark.parametrize("divergence", ["sampled", "bound", "vade"])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_divergences_under_tempered_responsibilities(divergence, temperature):
+    prior = mixture(n_components=4, divergence=divergence, temperature=temperature)
+    prior.set_active(torch.tensor([True, True, False, True]))
+    q = Normal(torch.randn(5, 2, dtype=F64), torch.randn(5, 2, dtype=F64))
+    z = q.sample(20_000, noise(5), "z")
+    wide = Normal(q.mean.expand(len(z), -1, -1), q.log_variance.expand(len(z), -1, -1))
+    found = prior.divergence(wide, z)
+    for b in range(5):
+        total = 0.0
+        log_pi, own = prior.log_weights(), prior.components()
+        kept = [c for c in range(4) if bool(prior.active[c])]
+        log_p = torch.stack([own[c].log_prob(z[0, b]) for c in kept])
+        closed = torch.stack([q[b].kl(own[c]) for c in kept])
+        cost = q[b].log_prob(z[0, b]) - log_p if divergence == "sampled" else closed
+        score = log_pi[kept] + (-closed if divergence == "bound" else log_p)
+        g = (score / temperature).softmax(dim=0)
+        total = (g * (cost + g.log() - log_pi[kept])).sum()
+        torch.testing.assert_close(found[0, b], total)
+    # each is an upper bound in expectation, exact for the sampled one at temperature 1
+    plain = (q.log_prob(z) - prior.log_prob(z)).detach()
+    gap = (found - plain).detach()
+    error = 4.5 * gap.std(dim=0) / math.sqrt(len(z)) + 1e-9
+    assert bool((gap.mean(dim=0) > -error).all())
+    if (divergence, temperature) == ("sampled", 1.0):
+        torch.testing.assert_close(found, plain)
+    found.sum().backward()
+    assert all(p.grad.isfinite().all() for p in prior.parameters())
+
+
+def test_flat_responsibilities_move_every_component():
+    for temperature, moved in ((1.0, False), (100.0, True)):
+        prior = mixture(n_components=2, temperature=temperature, learn_scales=False)
+        with torch.no_grad():
+            prior.means.copy_(torch.tensor([[0.0, 0.0], [30.0, 0.0]]))
+            prior.logits.zero_()
+        q = Normal(torch.zeros(1, 2, dtype=F64), torch.full((1, 2), -4.0, dtype=F64))
+        prior.divergence(q, q.mean).sum().backward()
+        assert (abs(float(prior.means.grad[1, 0])) > 1e-6) == moved
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_before_the_start_it_is_the_standard_one(family):
+    prior = mixture(n_components=3, family=family, warm_up=True, divergence="bound")
+    z = torch.randn(7, 2, dtype=F64)
+    law = stats.laplace if "laplace" in family else stats.norm
+    np.testing.assert_allclose(prior.log_prob(z).detach(), law.logpdf(z).sum(-1), rtol=1e-9)
+    prior.log_prob(z).sum().backward()
+    assert not prior.means.grad.any()
+    prior.start_from(torch.randn(30, 2, dtype=F64))
+    assert not np.allclose(prior.log_prob(z).detach(), law.logpdf(z).sum(-1))
+    again = mixture(n_components=3, family=family, warm_up=True)
+    again.load_state_dict(prior.state_dict())
+    torch.testing.assert_close(again.log_prob(z), prior.log_prob(z))  # a file remembers it
+
+
+def test_the_start_can_fit_scales():
+    generator = torch.Generator().manual_seed(0)
+    means = torch.tensor([[0.0, 0.0], [4.0, 0.0]], dtype=F64)
+    scales = torch.tensor([[0.3, 1.5], [1.0, 0.5]], dtype=F64)
+    label = (torch.arange(8000) % 4 == 0).long()
+    rows = torch.randn(8000, 2, dtype=F64, generator=generator)
+    rows = means[label] + scales[label] * rows
+    prior = mixture(n_components=2, min_scale=0.05)
+    prior.start_from(rows, em_rounds=60)
+    order = prior.means[:, 0].argsort()
+    found = prior.components()
+    torch.testing.assert_close(found.mean[order], means, atol=0.1, rtol=0)
+    torch.testing.assert_close(found.variance.sqrt()[order], scales, atol=0.06, rtol=0)
+    torch.testing.assert_close(
+        prior.log_weights().exp()[order], torch.tensor([0.75, 0.25], dtype=F64), atol=0.02, rtol=0
+    )
+    by_k_means = mixture(n_components=2, min_scale=0.05)
+    by_k_means.start_from(rows)
+    assert prior.log_prob(rows).mean() > by_k_means.log_prob(rows).mean()
+    fixed = mixture(n_components=2, learn_scales=False)
+    before = fixed.raw_scales.clone()
+    fixed.start_from(rows, em_rounds=5)
+    assert torch.equal(fixed.raw_scales, before)
+    with pytest.raises(DataError, match="em_rounds needs family='normal'"):
+        mixture(n_components=2, family="laplace_with_softmax").start_from(rows, em_rounds=1)
+
+
+def test_scales_that_are_fitted_keep_the_floor():
+    prior = mixture(n_components=2, min_scale=0.2)
+    rows = torch.cat([torch.zeros(20, 2), torch.ones(20, 2)]).double()
+    prior.start_from(rows, em_rounds=20)
+    assert float(prior.components().variance.detach().min()) >= 0.2**2 - 1e-9
+    assert bool(prior.log_prob(rows).isfinite().all())
+
+
+def test_a_model_warms_up_and_goes_on(make_model, make_batch, tmp_path):
+    if "mopoe" not in mv.registry.models:
+        pytest.skip("mopoe is not installed")
+    prior = {"type": "gmm", "n_components": 3, "warm_up": True, "divergence": "vade"}
+    model, plain = make_model("mopoe", prior=prior), make_model("mopoe")
+    batch = make_batch(40, holes=False)
+    torch.testing.assert_close(
+        model.elbo(batch, n_samples=400).value, plain.elbo(batch, n_samples=400).value
+    )
+    model.shared_prior.start_from(model.embed(batch), em_rounds=3)
+    assert not torch.allclose(model.elbo(batch).value, plain.elbo(batch).value)
+    data = mv.IncompleteDataset(batch.values)
+    mv.Trainer(steps=3, batch_size=20, progress=False).fit(model, data)
+    model.save(tmp_path / "m")
+    assert torch.equal(mv.load_model(tmp_path / "m").embed(batch), model.embed(batch))
+
+
 def test_one_component_alone_for_a_while():
     prior = mixture(n_components=3)
     with prior.only(1):

@@ -185,7 +185,7 @@ class MoPoE(PrivateVAE):
         """Mean over the components of KL(q_C || p), ``(B,)``; sampled where it has no form."""
         each = self.shared_prior.kl(mixture.components)
         if each is None:
-            return (share * (picked.log_prob(z) - self.shared_prior.log_prob(z))).sum(dim=0)
+            return (share * self.shared_prior.divergence(picked, z)).sum(dim=0)
         weights = mixture.weights.T
         return torch.where(weights > 0, weights * each, 0.0).sum(dim=0)
 

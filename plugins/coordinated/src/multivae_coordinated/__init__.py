@@ -6,8 +6,8 @@ The models are imported when they are first used: reading the table of the plugi
 from __future__ import annotations
 
 __all__ = [
-    "CRMVAE", "CRMVAEConfig", "DVCCA", "DVCCAConfig", "LatentTranslation",
-    "LatentTranslationConfig", "MCVAE", "MCVAEConfig",
+    "CRMVAE", "DCCAE", "DVCCA", "MCVAE", "CRMVAEConfig", "DCCAEConfig", "DVCCAConfig",
+    "LatentTranslation", "LatentTranslationConfig", "MCVAEConfig",
 ]  # fmt: skip
 
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from multivae_core._lazy import lazy
 
 if TYPE_CHECKING:
     from multivae_coordinated.crmvae import CRMVAE, CRMVAEConfig
+    from multivae_coordinated.dccae import DCCAE, DCCAEConfig
     from multivae_coordinated.dvcca import DVCCA, DVCCAConfig
     from multivae_coordinated.latent_translation import (
         LatentTranslation,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "CRMVAE": "crmvae",
+    "DCCAE": "dccae",
     "DVCCA": "dvcca",
     "LatentTranslation": "latent_translation",
     "MCVAE": "mcvae",

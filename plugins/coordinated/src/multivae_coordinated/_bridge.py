@@ -1,46 +1,17 @@
-"""Pieces of a bridge between latents: their scale, a network, and a distance without pairs."""
+"""A VAE between the latents of other VAEs, on a common scale."""
 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from multivae_core.noise import NoiseSource
+from multivae_core.distributions import Normal
+from multivae_core.fusion import power_product
 
-__all__ = ["Scaler", "mlp", "sliced_wasserstein"]
-
-
-def sliced_wasserstein(
-    z: Tensor, present: Tensor, n_projections: int, noise: NoiseSource
-) -> tuple[Tensor, Tensor]:
-    """Mean distance between the codes of two modalities, along random directions.
-
-    Along a direction both sides are sorted and the mean absolute difference is taken (Tian &
-    Engel 2019). The codes need not belong to the same rows; where one modality has more rows than
-    the other, its first ones count.
-
-    Args:
-        z: Codes, ``(M, B, D)``.
-        present: ``(B, M)`` bool.
-        n_projections: Number of directions.
-        noise: Gives the directions, the same for all rows.
-
-    Returns:
-        The mean over pairs of modalities, weighted by rows, and the number of rows.
-    """
-    uniform = noise.batch_uniform("directions", (n_projections, 1, z.shape[2]))[:, 0]
-    directions = torch.special.ndtri(uniform.double()).to(z.dtype)
-    directions = directions / directions.norm(dim=1, keepdim=True)
-    total, rows = z.new_zeros(()), 0
-    for pair in itertools.combinations(range(len(z)), 2):
-        own = [z[m].index_select(0, present[:, m].nonzero()[:, 0]) for m in pair]
-        count = min(map(len, own))
-        if count > 0:
-            first, second = ((codes[:count] @ directions.T).sort(dim=0).values for codes in own)
-            total, rows = total + count * (first - second).abs().mean(), rows + count
-    return total / max(rows, 1), total.new_tensor(float(rows))
+__all__ = ["Bridge", "Layers", "Scaler"]
 
 
 class Scaler(nn.Module):
@@ -86,8 +57,105 @@ class Scaler(nn.Module):
         return self.variance[place].clamp_min(1e-6).sqrt()
 
 
-def mlp(inputs: int, hidden: list[int], outputs: int) -> nn.Sequential:
-    """Fully connected layers with rectifiers between them."""
-    sizes = [inputs, *hidden]
-    layers = [part for pair in itertools.pairwise(sizes) for part in (nn.Linear(*pair), nn.ReLU())]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
+class Layers(nn.Module):
+    """Fully connected layers with rectifiers between them.
+
+    Args:
+        inputs: Size of what comes in.
+        hidden: Sizes of the hidden layers.
+        outputs: Size of what comes out.
+        residual: Whether every hidden layer adds what came into it, through a linear map where
+            the sizes differ.
+        gated: Whether what comes out is a mix of that and of a linear map of what came in, with
+            shares that the layers give as well.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: list[int],
+        outputs: int,
+        residual: bool = False,
+        gated: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = [inputs, *hidden]
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(sizes))
+        self.head = nn.Linear(sizes[-1], outputs * (1 + gated))
+        self.skip = nn.Linear(inputs, outputs) if gated else None
+        self.around: nn.ModuleList | None = None
+        if residual:
+            self.around = nn.ModuleList(
+                nn.Identity() if one == two else nn.Linear(one, two)
+                for one, two in itertools.pairwise(sizes)
+            )
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Map ``(..., I)`` to ``(..., O)``."""
+        hidden = value
+        for number, layer in enumerate(self.layers):
+            moved = layer(hidden).relu()
+            hidden = moved if self.around is None else self.around[number](hidden) + moved
+        out: Tensor = self.head(hidden)
+        if self.skip is None:
+            return out
+        own, gate = out.chunk(2, dim=-1)
+        return torch.lerp(self.skip(value), own, gate.sigmoid())
+
+
+class Bridge(nn.Module):
+    """One VAE for the latents of all modalities, which is told whose they are on both sides.
+
+    Args:
+        options: The model's: base_dim, latent_dim, bridge_layers, residual, gated, use_domain,
+            pairing.
+        count: Number of modalities M.
+    """
+
+    def __init__(self, options: Any, count: int) -> None:
+        super().__init__()
+        self.options, self.count = options, count
+        size, code, hidden = options.base_dim, options.latent_dim, options.bridge_layers
+        told, kind = count * options.use_domain, (options.residual, options.gated)
+        self.scaler = Scaler(count, size)
+        self.encoder = Layers(size + told, hidden, 2 * code, *kind)
+        self.decoder = Layers(code + told, hidden, size, *kind)
+
+    def scaled(self, base: Tensor) -> Tensor:
+        """Every modality's latents with mean 0 and deviation 1, ``(M, B, L)``."""
+        return torch.stack([self.scaler.apply_to(own, m) for m, own in enumerate(base)])
+
+    def codes(self, scaled: Tensor) -> Normal:
+        """Posterior of the code given every modality's latent, ``(M, B, L)`` -> ``(M, B, D)``."""
+        told = [self._told(own, m) for m, own in enumerate(scaled)]
+        mean, log_variance = self.encoder(torch.stack(told)).chunk(2, dim=-1)
+        return Normal(mean, log_variance)
+
+    def together(self, codes: Normal, present: Tensor) -> Normal:
+        """The product of the codes of what is present, or its geometric mean; see ``pairing``.
+
+        In rows of which nothing is seen it is the geometric mean of all codes.
+        """
+        nothing = ~present.any(dim=1, keepdim=True)
+        members = (present | nothing).to(codes.mean.dtype)
+        shares = members / members.sum(dim=1, keepdim=True)
+        if self.options.pairing == "poe":
+            shares = torch.where(nothing, shares, members)
+        return power_product(codes, shares[None])[0]
+
+    def back(self, z: Tensor, place: int) -> Tensor:
+        """One modality's latent out of codes, with mean 0 and deviation 1."""
+        latent: Tensor = self.decoder(self._told(z, place))
+        return latent
+
+    def latent(self, z: Tensor, place: int) -> Tensor:
+        """One modality's latent out of codes, as its VAE has it."""
+        return self.scaler.undo(self.back(z, place), place)
+
+    def _told(self, value: Tensor, place: int) -> Tensor:
+        """A value and, one-hot, the modality that it belongs to; see ``use_domain``."""
+        if not self.options.use_domain:
+            return value
+        label = value.new_zeros(self.count)
+        label[place] = 1.0
+        return torch.cat([value, label.expand(*value.shape[:-1], -1)], dim=-1)

@@ -16,17 +16,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
+from multivae_coordinated._source_parts import Silent, SourceMixture, dropout_entropy
 from multivae_core.config import config, in_range, one_of, positive
 from multivae_core.data import Batch
-from multivae_core.distributions import Distribution, Mixture, Normal
+from multivae_core.distributions import Distribution, Normal
 from multivae_core.errors import ConfigError
-from multivae_core.fusion import power_product
 from multivae_core.losses import LossOutput, Term
 from multivae_core.networks.heads import ModalityEncoder
 from multivae_core.noise import Step
@@ -38,7 +38,6 @@ __all__ = ["SourcesConfig", "SourcesVAE"]
 
 _LEAST_MEAN = 1e-8
 _NOTHING = -60.0  # log-variance of a dimension that was dropped
-_K1, _K2, _K3 = 0.63576, 1.8732, 1.48695
 
 
 @config
@@ -47,15 +46,20 @@ class SourcesConfig(PrivateConfig):
 
     Args:
         encode_with: What several sources are encoded with: the ``mixture`` of their posteriors,
-            whose point is their geometric mean; or that ``geometric`` mean itself. Every source's
-            posterior is trained to be that of all modalities: their product would count the
-            evidence once for each.
+            whose point is their geometric mean; or that ``geometric`` mean itself. With the first
+            `predict` is the mean of what the sources decode, the rule of MCVAE's authors. Each
+            is trained to be the posterior of all: a product would count the evidence once more.
         n_sources: Sources that every row draws per step, without replacement, for many
             modalities; an unbiased estimate. None: all.
         sparse: Whether the prior is the log-uniform one that drops dimensions. It is improper:
             there are no likelihoods and nothing can be generated without a condition.
         threshold: Dimensions whose dropout probability alpha / (1 + alpha) reaches this are 0 in
             what is encoded; None: none are.
+        private_dropout: In training, a private code of a row is replaced by a draw of its prior
+            with this probability: decoders must do without what private codes could tell about
+            what is shared. Its divergence counts whole, so that the bound holds.
+        path_derivative: Whether the score is left out of the gradient of the divergence (Roeder
+            et al. 2017), which has less variance where q_m is close to the posterior.
     """
 
     encode_with: str = attrs.field(default="mixture", validator=one_of("mixture", "geometric"))
@@ -66,15 +70,21 @@ class SourcesConfig(PrivateConfig):
     threshold: float | None = attrs.field(
         default=None, validator=attrs.validators.optional(in_range(0.0, 1.0))
     )
+    private_dropout: float = attrs.field(default=0.0, validator=in_range(0.0, 1.0))
+    path_derivative: bool = False
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         if self.sparse and self.private_dims:
             raise ConfigError("has no private latents; leave private_dims out", "sparse")
+        if self.sparse and self.path_derivative:
+            raise ConfigError("does not sample its divergence; leave it out", "path_derivative")
         if self.threshold is not None and not self.sparse:
             raise ConfigError(
                 "drops dimensions of the sparse variant; set sparse=True", "threshold"
             )
+        if self.private_dropout and not self.private_dims:
+            raise ConfigError("there are no private latents; set private_dims", "private_dropout")
 
 
 class SourcesVAE(PrivateVAE):
@@ -125,7 +135,7 @@ class SourcesVAE(PrivateVAE):
                 "the modality is no source and has no private latent; leave its encoder out",
                 f"encoders.{name}",
             )
-        return _Silent()
+        return Silent()
 
     def posterior(self, batch: Batch) -> FactorisedPosterior:
         """The sources that are present, see ``encode_with``; the prior where none is."""
@@ -158,12 +168,12 @@ class SourcesVAE(PrivateVAE):
         z = experts.sample_once(step.noise, "shared")
         latents: Latents = {"shared": z}
         for name, own in self.draw_private(private, 1, step.noise).items():
-            latents[name] = own.expand(len(z), -1, -1)
+            latents[name] = self._withheld(name, own, step).expand(len(z), -1, -1)
         valid = None if bool((mu > 0).all()) else mu > 0
         log_px = (mu * self.reconstruction(latents, batch, step, valid)).sum(dim=0)
-        each = -_dropout_entropy(self.log_alpha) if self.config.sparse else None
+        each = -dropout_entropy(self.log_alpha) if self.config.sparse else None
         if each is None:
-            each = kl_to_prior(experts, self.shared_prior, z)
+            each = kl_to_prior(experts, self.shared_prior, z, self.config.path_derivative)
         kl, beta = torch.where(mu > 0, mu * each, 0.0).sum(dim=0), self.beta(step)
         counts = (mu > 0).any(dim=0).to(self.dtype)
         terms = {
@@ -209,7 +219,7 @@ class SourcesVAE(PrivateVAE):
             return q
         return OrPrior(q, self.shared_prior, seen)
 
-    def _mixture(self, experts: Normal, batch: Batch) -> _SourceMixture:
+    def _mixture(self, experts: Normal, batch: Batch) -> SourceMixture:
         """The mixture of what is present; N(0, I) in rows without any source."""
         mu = self.mu(batch)
         nothing = (mu == 0).all(dim=1, keepdim=True)
@@ -218,7 +228,15 @@ class SourcesVAE(PrivateVAE):
             log_variance = torch.where(nothing, zero, experts.log_variance)
             experts = Normal(torch.where(nothing, zero, experts.mean), log_variance)
             mu = torch.where(nothing, 1.0 / mu.shape[1], mu)
-        return _SourceMixture(experts, mu)
+        return SourceMixture(experts, mu)
+
+    def _withheld(self, name: LatentName, own: Tensor, step: Step) -> Tensor:
+        """Private codes ``(1, B, P)``, some replaced by draws of N(0, I)."""
+        rate = self.config.private_dropout
+        if not step.training or rate == 0.0:
+            return own
+        kept = step.noise.uniform(("keep", name), own.shape[:2]) >= rate
+        return torch.where(kept[..., None], own, step.noise.normal(("prior", name), own.shape))
 
     def _drawn(self, mu: Tensor, step: Step) -> Tensor:
         """Weights of the sources that a step draws, ``(B, R)``."""
@@ -230,34 +248,3 @@ class SourcesVAE(PrivateVAE):
         available = (mu > 0).sum(dim=1, keepdim=True)
         share = available / available.clamp_max(most).clamp_min(1)
         return torch.where(order < most, mu * share, 0.0)
-
-
-class _SourceMixture(Mixture):
-    """A mixture whose point is the geometric mean of its components."""
-
-    __slots__ = ()
-
-    @property
-    def pool(self) -> Normal:
-        """The geometric mean."""
-        return power_product(cast(Normal, self.components), self.weights[None])[0]
-
-    @property
-    def mean(self) -> Tensor:
-        """See `Distribution.mean`."""
-        return self.pool.mean
-
-
-class _Silent(nn.Module):
-    """The encoder of a modality that tells nothing about any latent."""
-
-    def forward(self, values: Tensor, observed: Tensor | None = None) -> dict[LatentName, Tensor]:
-        """Return nothing."""
-        return {}
-
-
-def _dropout_entropy(log_alpha: Tensor) -> Tensor:
-    """Minus the divergence from the log-uniform prior, up to a constant; a scalar, in nats."""
-    clamped = log_alpha.clamp(-8.0, 8.0)
-    fitted = _K1 * torch.sigmoid(_K2 + _K3 * clamped) - 0.5 * nn.functional.softplus(-clamped)
-    return (fitted - _K1).sum()

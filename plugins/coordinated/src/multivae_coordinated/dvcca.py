@@ -34,6 +34,9 @@ ALL = "all"
 class DVCCAConfig(SourcesConfig):
     """Options of VCCA beside those of every model.
 
+    A view that is not seen is predicted with draws of its private latent from the prior; with its
+    mean, 0, by ``model.decode(model.encode(data))``.
+
     Args:
         reference: The view that the shared latent is read from; or ``all`` of them in turn,
             which rows with any hole can be encoded by.

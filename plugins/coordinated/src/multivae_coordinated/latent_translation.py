@@ -11,6 +11,11 @@ the modality on both sides, maps them into one space and back (Tian & Engel 2019
     L = sum_m [ mean_d (u_m - v_m)^2 + beta_prior KL(q(z | u_m, m) || N(0, I)) ]
         + beta_align SWD + beta_class cross-entropy + beta_pair sum_{m < n} |mu_m - mu_n|^2
 
+Where rows have several modalities, a variant uses that: with z ~ prod_m q(z | u_m, m) / Z, and
+across, with z_m ~ q(z | u_m, m),
+
+    + beta_product mean_{m,d} (u_m - g(z, m))^2 + beta_cross mean_{m != n,d} (u_n - g(z_m, n))^2
+
 SWD is the sliced Wasserstein distance between the codes of two modalities; it needs no pairs, and
 alone cannot tell which class belongs to which. Modality m is translated into n by decoding
 g(z, n).
@@ -23,14 +28,20 @@ from typing import Any
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from multivae_coordinated._bridge import Scaler, mlp, sliced_wasserstein
-from multivae_core.config import config, non_negative, positive
+from multivae_coordinated._alignment import (
+    class_term,
+    cross_term,
+    pair_term,
+    product_term,
+    sliced_wasserstein,
+)
+from multivae_coordinated._bridge import Bridge, Layers
+from multivae_core.config import config, non_negative, one_of, positive
 from multivae_core.data import Batch
 from multivae_core.distributions import Normal
-from multivae_core.errors import ConfigError, DataError
-from multivae_core.fusion import power_product
+from multivae_core.errors import ConfigError
 from multivae_core.likelihoods import Likelihood
 from multivae_core.losses import LossOutput, Term
 from multivae_core.model import MultimodalVAE
@@ -53,10 +64,20 @@ class LatentTranslationConfig(ModelConfig):
         beta_prior: Weight of the bridge's divergence from N(0, I).
         beta_align: Weight of the sliced Wasserstein distance; 0: it is not computed.
         n_projections: Directions of the distance.
-        beta_class: Weight of a linear classifier of the codes; 0: there is none.
-        n_classes: Number of classes; labels below 0 mark rows without one.
+        align_to: What a modality's codes are held against: those of every other one (``pairs``),
+            or of all together (``pooled``), which costs less with more than four modalities.
+        beta_class: Weight of a classifier of the codes; 0: there is none.
+        n_classes: Number of classes; labels below 0 mark rows without one, for training with few.
+        class_layers: Hidden layers of the classifier; none: it is linear.
         beta_pair: Weight of the squared distance between the codes of one row's modalities, the
             mean over its pairs; 0 is the paper, which has no pairs.
+        pairing: What pairs are used for beside that: ``none``; or ``poe``, which encodes several
+            modalities by the product of their codes, not the geometric mean, and trains it.
+        beta_product: Weight, with ``poe``, of squared errors out of that product.
+        beta_cross: Weight, with ``poe``, of squared errors across.
+        residual: Whether the hidden layers of the bridge add what comes into them.
+        gated: Whether what the bridge gives is mixed with a linear map of what it is given.
+        use_domain: Whether the bridge is told the modality.
     """
 
     base_dim: int = attrs.field(default=32, validator=positive)
@@ -69,6 +90,14 @@ class LatentTranslationConfig(ModelConfig):
         default=None, validator=attrs.validators.optional(positive)
     )
     beta_pair: float = attrs.field(default=0.0, validator=non_negative)
+    align_to: str = attrs.field(default="pairs", validator=one_of("pairs", "pooled"))
+    class_layers: list[int] = attrs.field(factory=list)
+    pairing: str = attrs.field(default="none", validator=one_of("none", "poe"))
+    beta_product: float = attrs.field(default=1.0, validator=non_negative)
+    beta_cross: float = attrs.field(default=1.0, validator=non_negative)
+    residual: bool = False
+    gated: bool = False
+    use_domain: bool = True
 
     def __attrs_post_init__(self) -> None:
         if self.beta_class > 0 and self.n_classes is None:
@@ -82,21 +111,17 @@ class LatentTranslation(MultimodalVAE):
         "joint_likelihood": "it is put together from VAEs that were trained apart",
         "conditional_likelihood": "it is put together from VAEs that were trained apart",
         "loss_is_bound": "its bridge minimises distances between latents",
+        "row_objective": "latents are scaled, and their distributions aligned, batch by batch",
     }
 
     config: LatentTranslationConfig
 
     def __init__(self, config: LatentTranslationConfig, **networks: Any) -> None:
         super().__init__(config, **networks)
-        count, size, hidden = len(self.modalities), config.base_dim, config.bridge_layers
-        self.scaler = Scaler(count, size)
-        self.bridge_encoder = mlp(size + count, hidden, 2 * config.latent_dim)
-        self.bridge_decoder = mlp(config.latent_dim + count, hidden, size)
+        self.bridge = Bridge(config, len(self.modalities))
         if config.beta_class > 0:
-            self.classifier = nn.Linear(config.latent_dim, int(config.n_classes or 0))
-        if config.beta_align > 0:
-            reason = "the sliced Wasserstein distance is taken between batches"
-            self.lacks = {**self.lacks, "row_objective": reason}
+            sizes = config.class_layers, int(config.n_classes or 0)
+            self.classifier = Layers(config.latent_dim, *sizes)
 
     def encoder_latents(self, name: str) -> dict[LatentName, int]:
         """Every encoder gives the latent of its own VAE."""
@@ -107,27 +132,23 @@ class LatentTranslation(MultimodalVAE):
         return int(self.config.base_dim)
 
     def posterior(self, batch: Batch) -> FactorisedPosterior:
-        """The geometric mean of the codes of what is present; the prior where nothing is."""
-        codes = self._codes(self._base(batch).mean)
-        members = batch.present | ~batch.something[:, None]
+        """What the codes of what is present say together; the prior where nothing is."""
+        codes = self.bridge.codes(self.bridge.scaled(self._base(batch).mean))
         nothing = ~batch.something[:, None]
         zero = torch.zeros_like(codes.mean)
         codes = Normal(
             torch.where(nothing, zero, codes.mean), torch.where(nothing, zero, codes.log_variance)
         )
-        shares = members.to(self.dtype) / members.sum(dim=1, keepdim=True)
-        pool = power_product(codes, shares[None])[0]
-        return FactorisedPosterior({"shared": self.or_prior(pool, batch)})
+        together = self.bridge.together(codes, batch.present)
+        return FactorisedPosterior({"shared": self.or_prior(together, batch)})
 
     def decode_one(
         self, name: str, latents: Latents, batch: Batch, rows: Tensor | None = None
     ) -> Likelihood:
         """Translate a code into one modality's latent, and decode that."""
         place = self.modalities.index(name)
-        told = self._told(latents["shared"], place)
-        likelihood: Likelihood = self.decoders[name](
-            self.scaler.undo(self.bridge_decoder(told), place)
-        )
+        own = self.bridge.latent(latents["shared"], place)
+        likelihood: Likelihood = self.decoders[name](own)
         return likelihood
 
     def loss(self, batch: Batch, step: Step) -> LossOutput:
@@ -151,16 +172,16 @@ class LatentTranslation(MultimodalVAE):
         with torch.no_grad():
             base = self._base(batch).sample_once(step.noise, "base")
             if step.training:
-                self.scaler.watch(base, batch.present)
-        codes = self._codes(base)
+                self.bridge.scaler.watch(base, batch.present)
+        scaled = self.bridge.scaled(base)
+        codes = self.bridge.codes(scaled)
         z = codes.sample_once(step.noise, "shared")
         terms, prior = {}, self.config.beta_prior if step.training else 1.0
         for m, name in enumerate(self.modalities):
-            back = self.bridge_decoder(self._told(z[m], m))
-            error = (self.scaler.apply_to(base[m], m) - back).square().mean(dim=1)
+            error = (scaled[m] - self.bridge.back(z[m], m)).square().mean(dim=1)
             own = batch.present[:, m].to(self.dtype)
             terms[f"bridge:{name}"] = Term(error + prior * codes[m].kl(), own)
-        return LossOutput(terms=terms | self._alignments(codes, z, batch, step))
+        return LossOutput(terms=terms | self._alignments(codes, z, scaled, batch, step))
 
     def stages(self) -> tuple[Stage, ...]:
         """First the unimodal VAEs, then the bridge between them."""
@@ -200,54 +221,23 @@ class LatentTranslation(MultimodalVAE):
         score = self.likelihood_weight(name, step) * score
         return score if rows is None else score.new_zeros(batch.size).index_copy(0, rows, score)
 
-    def _codes(self, base: Tensor) -> Normal:
-        """Posterior of the code given every modality's latent, ``(M, B, L)`` -> ``(M, B, D)``."""
-        told = [self._told(self.scaler.apply_to(own, m), m) for m, own in enumerate(base)]
-        mean, log_variance = self.bridge_encoder(torch.stack(told)).chunk(2, dim=-1)
-        return Normal(mean, log_variance)
-
-    def _told(self, value: Tensor, place: int) -> Tensor:
-        """A value and, one-hot, the modality that it belongs to."""
-        label = value.new_zeros(len(self.modalities))
-        label[place] = 1.0
-        return torch.cat([value, label.expand(*value.shape[:-1], -1)], dim=-1)
-
-    def _alignments(self, codes: Normal, z: Tensor, batch: Batch, step: Step) -> dict[str, Term]:
+    def _alignments(
+        self, codes: Normal, z: Tensor, scaled: Tensor, batch: Batch, step: Step
+    ) -> dict[str, Term]:
         """What ties the codes of different modalities together; what weighs 0 is left out."""
-        options, terms = self.config, {}
-        if options.beta_align > 0:
-            distance, rows = sliced_wasserstein(
-                z, batch.present, options.n_projections, step.noise
-            )
-            terms["align"] = Term(options.beta_align * distance, rows)
-        if options.beta_class > 0:
-            terms["class"] = self._classes(z, batch)
-        if options.beta_pair > 0:
-            terms["pair"] = self._pairs(codes, batch)
-        return terms
-
-    def _classes(self, z: Tensor, batch: Batch) -> Term:
-        """Cross-entropy of the classes given every code, mean over what a labelled row has."""
-        if batch.labels is None:
-            raise DataError("beta_class needs labels; give the data set labels, or set it to 0")
-        known = batch.labels >= 0
-        classes = int(self.config.n_classes or 0)
-        if bool((batch.labels >= classes).any()):
-            highest = int(batch.labels.max())
-            raise DataError(f"a label is {highest}, n_classes is {classes}; raise n_classes")
-        scores = self.classifier(z).log_softmax(dim=2)
-        wanted = batch.labels.long().clamp_min(0).expand(len(z), -1)
-        each = -scores.gather(2, wanted[..., None])[..., 0]
-        own = batch.present.T
-        value = torch.where(own, each, 0.0).sum(dim=0) / own.sum(dim=0).clamp_min(1)
-        return Term(self.config.beta_class * value, (known & batch.something).to(value.dtype))
-
-    def _pairs(self, codes: Normal, batch: Batch) -> Term:
-        """Squared distance between the codes of a row's modalities, mean over its pairs."""
-        pairs = torch.combinations(torch.arange(len(codes.mean), device=self.device))
-        first, second = pairs.T
-        apart = (codes.mean[first] - codes.mean[second]).square().sum(dim=2)
-        both = batch.present.T[first] & batch.present.T[second]
-        count = both.sum(dim=0)
-        value = torch.where(both, apart, 0.0).sum(dim=0) / count.clamp_min(1)
-        return Term(self.config.beta_pair * value, (count > 0).to(value.dtype))
+        own, present, found = self.config, batch.present, {}
+        if own.beta_align > 0:
+            pooled = own.align_to == "pooled"
+            far = sliced_wasserstein(z, present, own.n_projections, step.noise, pooled)
+            found["align"] = own.beta_align, Term(*far)
+        if own.beta_class > 0:
+            found["class"] = own.beta_class, class_term(self.classifier(z), batch.labels, present)
+        if own.beta_pair > 0:
+            found["pair"] = own.beta_pair, pair_term(codes, present)
+        if own.pairing == "poe" and own.beta_product > 0:
+            both = self.bridge.together(codes, present).sample(1, step.noise, "product")[0]
+            term = product_term(self.bridge.back, both, scaled, present)
+            found["product"] = own.beta_product, term
+        if own.pairing == "poe" and own.beta_cross > 0:
+            found["cross"] = own.beta_cross, cross_term(self.bridge.back, z, scaled, present)
+        return {name: Term(beta * term.value, term.weight) for name, (beta, term) in found.items()}

@@ -46,12 +46,23 @@ def multivae_components() -> list[ComponentSpec]:
         ),
         ComponentSpec(
             kind="models",
+            name="dccae",
+            target="multivae_coordinated.dccae:DCCAE",
+            config="multivae_coordinated.dccae:DCCAEConfig",
+            summary="Autoencoders whose codes are correlated between modalities.",
+            family="coordinated",
+            reference="Wang et al. 2015",
+            capabilities=frozenset({"encodes_any_subset"}),
+        ),
+        ComponentSpec(
+            kind="models",
             name="latent_translation",
             target="multivae_coordinated.latent_translation:LatentTranslation",
             config="multivae_coordinated.latent_translation:LatentTranslationConfig",
             summary="Unimodal VAEs and a bridge between their latents; needs no pairs.",
             family="coordinated",
             reference="Tian & Engel 2019",
-            capabilities=USUAL_CAPABILITIES - {"joint_likelihood", "conditional_likelihood"},
+            capabilities=USUAL_CAPABILITIES
+            - {"joint_likelihood", "conditional_likelihood", "row_objective"},
         ),
     ]

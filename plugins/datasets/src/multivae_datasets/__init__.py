@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["linear_gaussian", "mfeat", "polymnist"]
+__all__ = ["linear_gaussian", "mfeat", "mnist", "polymnist"]
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from multivae_datasets import linear_gaussian, mfeat, polymnist
+    from multivae_datasets import linear_gaussian, mfeat, mnist, polymnist
 
 
 def __getattr__(name: str) -> Any:

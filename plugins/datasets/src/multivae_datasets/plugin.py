@@ -22,6 +22,13 @@ def multivae_components() -> list[ComponentSpec]:
         ),
         ComponentSpec(
             kind="datasets",
+            name="mnist",
+            target="multivae_datasets.mnist:load",
+            summary="10,000 handwritten digits, grey or binary, with their classes.",
+            reference="LeCun et al. 1998",
+        ),
+        ComponentSpec(
+            kind="datasets",
             name="polymnist",
             target="multivae_datasets.polymnist:load",
             summary="Digits of one class before five photo backgrounds, one per modality.",

@@ -167,10 +167,18 @@ class GaussianEncoder(nn.Module):
         features: From a batch to ``(B, F)``, with ``out_features``.
         trunk: From ``(B, F)`` to ``(B, H)``, with ``out_features``; None: there is none.
         latent_dim: Size D of the latent.
+        limit: Log-variances are kept between minus this and this; None: they are left alone.
     """
 
-    def __init__(self, features: nn.Module, trunk: nn.Module | None, latent_dim: int) -> None:
+    def __init__(
+        self,
+        features: nn.Module,
+        trunk: nn.Module | None,
+        latent_dim: int,
+        limit: float | None = None,
+    ) -> None:
         super().__init__()
+        self.limit = limit
         self.features = features
         self.trunk = trunk
         last = features if trunk is None else trunk
@@ -188,4 +196,8 @@ class GaussianEncoder(nn.Module):
         if self.trunk is not None:
             hidden = self.trunk(hidden)
         raw: Tensor = self.head(hidden)
-        return raw.view(len(raw), 2, raw.shape[1] // 2)
+        parts = raw.view(len(raw), 2, raw.shape[1] // 2)
+        if self.limit is None:
+            return parts
+        mean, log_variance = parts.unbind(dim=1)
+        return torch.stack([mean, log_variance.clamp(-self.limit, self.limit)], dim=1)

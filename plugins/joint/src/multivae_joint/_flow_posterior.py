@@ -62,8 +62,8 @@ class FlowPosterior(FlowProposal):
         experts: The flows.
         members: ``(B, M)`` bool.
         batch: What is seen; its row numbers make the draws of a mean.
-        prior: What a product counts once.
-        options: The model's: sampler, candidates, point, n_mean.
+        prior: The prior; see the option ``subset_posterior``.
+        options: The model's: sampler, subset_posterior, candidates, point, n_mean.
         chain: The sampler of products.
     """
 
@@ -127,7 +127,8 @@ class FlowPosterior(FlowProposal):
 
     def _resampled(self, n: int, several: Tensor, noise: NoiseSource) -> Sampled:
         members = self.members & several[:, None]
-        return resample(self.experts, members, self.prior, self.options.candidates, n, noise)
+        rule, candidates = self.options.subset_posterior, self.options.candidates
+        return resample(self.experts, members, self.prior, rule, candidates, n, noise)
 
     def _moved(self, n: int, rows: Tensor, noise: NoiseSource) -> Sampled:
         """Chains that start at draws of the mixture of the flows, in the space of the latent."""
@@ -138,7 +139,7 @@ class FlowPosterior(FlowProposal):
         start, _ = self.experts.mixture(own, n, noise, "start", size)
         experts, members = self.experts.take(rows), self.members.index_select(0, rows)
         return self.chain.run(
-            lambda z: log_target(experts, members, self.prior, z),
+            lambda z: log_target(experts, members, self.prior, self.options.subset_posterior, z),
             start.index_select(1, rows),
             rows,
             len(self.members),

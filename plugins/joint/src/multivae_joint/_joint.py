@@ -1,30 +1,23 @@
-"""What models with a joint encoder and a surrogate per modality share.
-
-The joint encoder gives q(z | x_A, a) for whatever a row has. The surrogate q_m(z | x_m) is the
-encoder of one modality; the posterior of some but not all modalities is a product of surrogates.
-"""
+"""What models with a joint encoder share: it gives q(z | x_A, a) for whatever a row has."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from multivae_core.config import component, config, in_range, one_of
+from multivae_core.config import component, config, in_range
 from multivae_core.data import Batch
 from multivae_core.distributions import Normal
 from multivae_core.errors import ConfigError
-from multivae_core.fusion import Fusion, ProductConfig, ProductFusion
 from multivae_core.losses import Term
 from multivae_core.model import MultimodalVAE
 from multivae_core.model_config import ModelConfig
 from multivae_core.noise import Step
-from multivae_core.posteriors import FactorisedPosterior
 from multivae_core.priors import kl_to_prior
 from multivae_core.private_latents import normal
 from multivae_joint._encoder import (
@@ -34,15 +27,18 @@ from multivae_joint._encoder import (
     OwnFeatures,
     build_trunk,
 )
-from multivae_joint.corrected import CorrectedProduct, CorrectedProductConfig
 
-__all__ = ["JointConfig", "JointVAE", "SurrogateConfig", "SurrogateVAE", "frozen"]
+__all__ = ["NEEDS_MASK", "SUBSET_RULES", "JointConfig", "JointVAE"]
 
-_NEEDS_MASK = (
+NEEDS_MASK = (
     "needs a joint encoder that takes rows with holes; give the network an attribute"
     " supports_mask = True and a second argument"
 )
-_SUBSET_RULES = ("poe_corrected", "poe", "poe_with_prior")
+"""What an error says after the name of an option."""
+
+SUBSET_RULES = ("poe_corrected", "poe", "poe_with_prior")
+"""How often the prior counts in a product of surrogates: once, as often as there are surrogates
+in it, or once more."""
 
 
 @config
@@ -81,7 +77,7 @@ class JointVAE(MultimodalVAE):
         super().__init__(config, encoders=encoders, decoders=decoders, networks=networks)
         self.joint_encoder = self._joint_encoder(encoders or {})
         if config.modality_dropout and not self.joint_encoder.supports_mask:
-            raise ConfigError(f"must be 0: it {_NEEDS_MASK}", "modality_dropout")
+            raise ConfigError(f"must be 0: it {NEEDS_MASK}", "modality_dropout")
 
     def joint(self, batch: Batch, wanted: Tensor | None = None) -> Normal:
         """q(z | x_A, a) of some rows, ``(B, D)``; N(0, I) in all others.
@@ -159,93 +155,3 @@ class JointVAE(MultimodalVAE):
         joined = MaskedFeatures(trunks, self.config.joint_bits)
         trunk = build_trunk(self.config.joint_encoder, joined.out_features, "joint_encoder")
         return GaussianEncoder(joined, trunk, size)
-
-
-@config
-class SurrogateConfig(JointConfig):
-    """Options of models whose surrogates are Gaussians.
-
-    Args:
-        subset_encoder: What encodes rows that have some but not all modalities: the
-            ``surrogates``, or the joint encoder (``mask_aware``).
-        subset_posterior: How surrogates are combined: ``poe_corrected``, in which the prior
-            counts once, is exact where the surrogates are; ``poe``, the plain product of
-            MultiVae, counts it once per modality; ``poe_with_prior`` once more.
-    """
-
-    subset_encoder: str = attrs.field(
-        default="surrogates", validator=one_of("surrogates", "mask_aware")
-    )
-    subset_posterior: str = attrs.field(default="poe_corrected", validator=one_of(*_SUBSET_RULES))
-
-
-class SurrogateVAE(JointVAE):
-    """A VAE with a joint encoder and one Gaussian surrogate per modality."""
-
-    config: SurrogateConfig
-
-    def __init__(self, config: SurrogateConfig, **networks: Any) -> None:
-        super().__init__(config, **networks)
-        if config.subset_encoder == "mask_aware" and not self.joint_encoder.supports_mask:
-            raise ConfigError(f"it {_NEEDS_MASK}, or choose 'surrogates'", "subset_encoder")
-        sizes = len(self.modalities), config.latent_dim
-        self.fusion: Fusion = ProductFusion(ProductConfig(), *sizes)
-        if config.subset_posterior == "poe_corrected":
-            self.fusion = CorrectedProduct(CorrectedProductConfig(), *sizes)
-
-    def posterior(self, batch: Batch) -> FactorisedPosterior:
-        """The joint encoder's for complete rows; see the option ``subset_encoder``."""
-        return FactorisedPosterior({"shared": self.or_prior(self.encoded(batch), batch)})
-
-    def encoded(self, batch: Batch) -> Normal:
-        """The posterior of rows of which something is seen, N(0, I) in all others."""
-        if self.config.subset_encoder == "mask_aware":
-            return self.joint(batch)
-        complete = batch.present.all(dim=1)
-        experts = None if bool(complete.all()) else self.surrogates(batch)
-        return self.combined(batch, batch, complete, experts)
-
-    def surrogates(self, batch: Batch) -> Normal:
-        """q_m(z | x_m) of every modality, ``(M, B, D)``."""
-        return normal(self.run_encoders(batch)["shared"], 2)
-
-    def combined(
-        self, shown: Batch, batch: Batch, complete: Tensor, experts: Normal | None
-    ) -> Normal:
-        """The joint encoder's posterior in complete rows, the subset's product in all others.
-
-        Args:
-            shown: What the joint encoder sees.
-            batch: What is seen.
-            complete: ``(B,)`` bool.
-            experts: The surrogates, ``(M, B, D)``; None: all rows are complete.
-        """
-        q = self.joint(shown, complete)
-        if experts is None:
-            return q
-        product, rows = self.subset_posterior(batch, experts), complete[:, None]
-        return Normal(
-            torch.where(rows, q.mean, product.mean),
-            torch.where(rows, q.log_variance, product.log_variance),
-        )
-
-    def subset_posterior(self, batch: Batch, experts: Normal) -> Normal:
-        """The product of the surrogates of what is present, ``(B, D)``."""
-        present = batch.patterns
-        prior = None
-        if self.config.subset_posterior == "poe_with_prior":
-            prior = (present.sum(dim=1) > 1)[None]
-        return self.fusion.groups(experts, present[None], prior)[0]
-
-
-@contextmanager
-def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Record no gradients into the parameters of some modules; those into inputs are."""
-    moving = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for parameter in moving:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in moving:
-            parameter.requires_grad_(True)

@@ -1,7 +1,7 @@
 """Sampling a product of flow posteriors, many rows and samples at a time.
 
-The target of a row with modalities S is log pi(z) = sum_{m in S} log q_m(z | x_m) - (|S| - 1)
-log p(z), up to a constant: the prior counts once. Encoders have run; only flows do here.
+The target of a row with modalities S is log pi(z) = sum_{m in S} log q_m(z | x_m) - c log p(z),
+up to a constant; with c = |S| - 1 the prior counts once. Encoders have run; only flows do here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from multivae_core.noise import NoiseSource
 from multivae_core.priors import Prior
 from multivae_joint._flows import FlowExperts, mixture_log_prob
 
-__all__ = ["HMC", "Sampled", "log_target", "resample"]
+__all__ = ["HMC", "Sampled", "divided_out", "log_target", "resample"]
 
 _SAMPLES_AT_ONCE = 16  # not a number of rows: those of a batch must not change a row's draws
 _GAMMA, _T0, _KAPPA = 0.05, 10.0, 0.75  # Hoffman & Gelman 2014, section 3.2
@@ -39,9 +39,24 @@ class Sampled:
     step_size: Tensor | None = None
 
 
-def log_target(experts: FlowExperts, members: Tensor, prior: Prior, z: Tensor) -> Tensor:
+def divided_out(members: Tensor, rule: str) -> Tensor:
+    """How often the prior is divided out of the product of every row, c above, ``(B,)``.
+
+    Args:
+        members: ``(B, M)`` bool.
+        rule: One of `SUBSET_RULES`.
+    """
+    count = members.sum(dim=1)
+    if rule == "poe_corrected":
+        return (count - 1).clamp_min(0)
+    return torch.zeros_like(count) - (rule == "poe_with_prior") * (count > 1).to(count.dtype)
+
+
+def log_target(
+    experts: FlowExperts, members: Tensor, prior: Prior, rule: str, z: Tensor
+) -> Tensor:
     """Log-density of the product up to a constant, ``(n, R, D)`` -> ``(n, R)`` nats."""
-    further = (members.sum(dim=1) - 1).clamp_min(0).to(z.dtype)
+    further = divided_out(members, rule).to(z.dtype)
     return experts.log_probs(z, members).sum(dim=2) - further * prior.log_prob(z)
 
 
@@ -138,6 +153,7 @@ def resample(
     experts: FlowExperts,
     members: Tensor,
     prior: Prior,
+    rule: str,
     candidates: int,
     n: int,
     noise: NoiseSource,
@@ -149,7 +165,8 @@ def resample(
     Args:
         experts: The experts of all rows of the batch.
         members: ``(B, M)`` bool; rows without any get draws of N(0, I).
-        prior: What counts once.
+        prior: The prior.
+        rule: How often it counts, one of `SUBSET_RULES`.
         candidates: Per sample.
         n: Samples per row.
         noise: Source of the random numbers.
@@ -157,7 +174,7 @@ def resample(
     found, sizes = [], []
     shares = members.to(experts.encoded.dtype)
     shares = shares / shares.sum(dim=1, keepdim=True).clamp_min(1.0)
-    rows, further = len(members), (members.sum(dim=1) - 1).clamp_min(0).to(shares.dtype)
+    rows, further = len(members), divided_out(members, rule).to(shares.dtype)
     for start in range(0, n, _SAMPLES_AT_ONCE):
         count = min(_SAMPLES_AT_ONCE, n - start)
         name = f"candidates {start}"

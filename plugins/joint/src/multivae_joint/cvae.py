@@ -19,7 +19,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from multivae_core.config import component, config, in_range, one_of
+from multivae_core.config import component, config, in_range, non_negative, one_of, positive
 from multivae_core.data import Batch
 from multivae_core.distributions import Normal
 from multivae_core.errors import ConfigError
@@ -32,7 +32,7 @@ from multivae_core.noise import Step
 from multivae_core.posteriors import FactorisedPosterior, LatentPrior, Latents
 from multivae_core.priors import StandardNormalConfig
 from multivae_core.private_latents import normal
-from multivae_joint._conditional import ConditionalPrior, LearnedPrior
+from multivae_joint._conditional import ConditionalPrior, LearnedPrior, free_kl, withheld
 from multivae_joint._encoder import (
     Features,
     GaussianEncoder,
@@ -64,6 +64,9 @@ class CVAEConfig(ModelConfig):
         hybrid: Weight of the CVAE's loss; the rest is that of a draw out of the prior.
         cond_dropout: In training every condition is withheld with this probability, from all
             networks alike; then rare patterns, and no condition at all, are trained too.
+        free_bits: Nats per dimension below which the divergence does not push in training, against
+            a posterior that collapses (Kingma et al. 2016); or ramp beta, ``beta_schedule``.
+        log_variance_limit: Bound of log-variances, up and down; None: 10 for the learned prior.
     """
 
     main: str
@@ -77,6 +80,10 @@ class CVAEConfig(ModelConfig):
     condition_bits: bool = True
     hybrid: float = attrs.field(default=1.0, validator=in_range(0.0, 1.0))
     cond_dropout: float = attrs.field(default=0.0, validator=in_range(0.0, 1.0))
+    free_bits: float = attrs.field(default=0.0, validator=non_negative)
+    log_variance_limit: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional(positive)
+    )
 
     def __attrs_post_init__(self) -> None:
         known = ", ".join(self.modalities)
@@ -139,7 +146,7 @@ class CVAE(MultimodalVAE):
             trunk = self.own_networks.get("prior_network")
             if trunk is None:
                 trunk = build_trunk(config.prior_network, size, "prior_network")
-            self.learned_prior = LearnedPrior(trunk, size, config.latent_dim)
+            self.learned_prior = LearnedPrior(trunk, size, config)
 
     @property
     def decoded(self) -> tuple[str, ...]:
@@ -175,10 +182,8 @@ class CVAE(MultimodalVAE):
         """The likelihood of the main modality."""
         shown = self.condition(batch if rows is None else batch.take(rows))
         z = latents["shared"]
-        likelihood: Likelihood = self.decoders[name](
-            torch.cat([z, shown.expand(len(z), *shown.shape)], dim=-1)
-        )
-        return likelihood
+        seen = torch.cat([z, shown.expand(len(z), *shown.shape)], dim=-1)
+        return cast(Likelihood, self.decoders[name](seen))
 
     def prior(self, batch: Batch) -> LatentPrior:
         """p(z | c)."""
@@ -190,7 +195,9 @@ class CVAE(MultimodalVAE):
 
     def loss(self, batch: Batch, step: Step) -> LossOutput:
         """The negative bound in its two terms, over the rows with y."""
-        batch = self._shown(batch, step)
+        rate = self.config.cond_dropout
+        if step.training and rate > 0.0:
+            batch = withheld(batch, self.config.condition_names, rate, step.noise)
         name, share = self.config.main, self.config.hybrid if step.training else 1.0
         prior = self._prior(batch)
         q = self._posterior(batch, prior)
@@ -199,7 +206,7 @@ class CVAE(MultimodalVAE):
         if share < 1.0:
             drawn: Latents = {"shared": prior.sample(1, step.noise, "prior")}
             log_px = log_px + (1.0 - share) * self.weighted_score(name, drawn, batch, step)[0]
-        kl = q.kl(prior)
+        kl = free_kl(q, prior, self.config.free_bits if step.training else 0.0)
         weight = batch.column(name).to(self.dtype)
         terms = {
             "reconstruction": Term(-log_px, weight),
@@ -207,30 +214,17 @@ class CVAE(MultimodalVAE):
         }
         return LossOutput(terms=terms, metrics={"kl": kl.detach()})
 
-    def _shown(self, batch: Batch, step: Step) -> Batch:
-        """What all networks see in training."""
-        rate = self.config.cond_dropout
-        if not step.training or rate == 0.0:
-            return batch
-        keys = step.noise.uniform("condition dropout", (1, *batch.present.shape))[0]
-        kept = [name not in self.config.condition_names for name in self.modalities]
-        always = torch.tensor(kept, device=batch.present.device)
-        return batch.restrict(batch.present & ((keys > rate) | always))
-
     def _prior(self, batch: Batch) -> Normal:
         """p(z | c), ``(B, D)``."""
         if self.learned_prior is not None:
-            own: Normal = self.learned_prior(self.condition(batch))
-            return own
-        shape = batch.size, self.config.latent_dim
-        nothing = torch.zeros(shape, dtype=self.dtype, device=self.device)
+            return cast(Normal, self.learned_prior(self.condition(batch)))
+        nothing = batch.values[self.config.main].new_zeros(batch.size, self.config.latent_dim)
         return Normal(nothing, nothing)
 
     def _posterior(self, batch: Batch, prior: Normal) -> Normal:
-        there = batch.column(self.config.main)
-        if bool(there.all()):
+        rows = batch.rows(self.config.main)
+        if rows is None:
             return normal(self.encoder(batch), 1)
-        rows = there.nonzero().squeeze(1)
         q = normal(self.encoder(batch.take(rows)), 1)
         return Normal(
             prior.mean.index_copy(0, rows, q.mean),
@@ -239,16 +233,17 @@ class CVAE(MultimodalVAE):
 
     def _gaussian_encoder(self) -> GaussianEncoder:
         main, inputs = self.config.main, self.config.input_names
-        own, size = self.own_networks.get("joint_encoder"), self.config.latent_dim
+        own = self.own_networks.get("joint_encoder")
+        sizes = self.config.latent_dim, self.config.log_variance_limit
         if own is not None:
             seen = OwnFeatures(own, self.config.modalities, (main, *inputs), "joint_encoder")
-            return GaussianEncoder(seen, None, size)
+            return GaussianEncoder(seen, None, *sizes)
         further = [name for name in inputs if name not in self.config.condition_names]
         parts = [self._features([main], False)]
         parts += [self._features(further, self.config.condition_bits)] if further else []
         features = Stacked([*parts, self.condition])
         trunk = build_trunk(self.config.joint_encoder, features.out_features, "joint_encoder")
-        return GaussianEncoder(features, trunk, size)
+        return GaussianEncoder(features, trunk, *sizes)
 
     def _features(self, names: Sequence[str], bits: bool) -> MaskedFeatures:
         return MaskedFeatures({n: cast(Features, self.encoders[n]) for n in names}, bits)

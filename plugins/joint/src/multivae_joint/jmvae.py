@@ -23,7 +23,7 @@ from multivae_core.distributions import Normal
 from multivae_core.losses import LossOutput, Term
 from multivae_core.noise import Step
 from multivae_core.private_latents import check_names
-from multivae_joint._joint import SurrogateConfig, SurrogateVAE
+from multivae_joint._surrogate import SurrogateConfig, SurrogateVAE
 from multivae_joint.corrected import CorrectedProduct
 
 __all__ = ["JMVAE", "JMVAEConfig"]
@@ -44,6 +44,8 @@ class JMVAEConfig(SurrogateConfig):
             the end of ``beta_schedule`` on and without divergences between the two; this is also
             the rule for a joint encoder of one's own without ``supports_mask``.
             ``complete_only``: they are left out.
+
+    JMVAE-zero, which has no surrogates, is alpha=0 with subset_encoder="mask_aware".
     """
 
     alpha: float = attrs.field(default=0.1, validator=non_negative)
@@ -66,7 +68,7 @@ class JMVAE(SurrogateVAE):
     def loss(self, batch: Batch, step: Step) -> LossOutput:
         """The negative ELBO and, as a third term, the divergences to the surrogates."""
         rule, complete = self._rule(), batch.present.all(dim=1)
-        experts = self.surrogates(batch)
+        experts = self.surrogates(batch, step)
         shown = self.shown(batch, step)
         if rule == "mask_aware":
             counted, joint = None, batch.something

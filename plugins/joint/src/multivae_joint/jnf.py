@@ -17,25 +17,26 @@ Andrew et al. 2013), and q_m sees g_m(x_m) in place of x_m.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import combinations
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from multivae_core.config import config, one_of, positive
+from multivae_core.config import config, each, one_of, positive
+from multivae_core.correlation import sum_of_correlations
 from multivae_core.data import Batch
 from multivae_core.errors import ConfigError
 from multivae_core.losses import LossOutput, Term
 from multivae_core.networks.heads import ModalityEncoder, PerModality
 from multivae_core.noise import Step
 from multivae_core.posteriors import LatentName, Posterior
+from multivae_core.private_latents import check_names
 from multivae_core.stages import Player, Stage
-from multivae_joint._dcca import Embedded, correlation
+from multivae_joint._dcca import Embedded, embed
 from multivae_joint._flow_posterior import FlowPosterior, FlowProposal
 from multivae_joint._flows import FLOWS, FlowExperts, LatentFlow
-from multivae_joint._joint import JointConfig, JointVAE
+from multivae_joint._joint import SUBSET_RULES, JointConfig, JointVAE
 from multivae_joint._sampling import HMC
 
 __all__ = ["JNF", "JNFConfig"]
@@ -49,6 +50,7 @@ class JNFConfig(JointConfig):
         flow_type: ``maf``: densities take one pass, draws one per dimension; ``nsf``: the same
             with splines on [-5, 5]; ``iaf``: the reverse, slow in training and in HMC;
             ``realnvp``: both in one pass.
+        flow_types: The same for single modalities, in place of ``flow_type``.
         flow_context: ``context``: the flow depends on what the encoder gives, its base is
             N(0, I); ``base``: one flow for all rows, the encoder gives the base (MultiVae).
         context_dim: Size of the context; even.
@@ -62,9 +64,13 @@ class JNFConfig(JointConfig):
             ``supports_mask``.
         min_available: Least number of modalities of a row that teaches the flows; 2 leaves out
             rows whose only posterior is that of the very modality.
-        sampler: How products of flows are sampled: ``hmc``; ``sir``, by resampling candidates
+        sampler: How products of flows are sampled: ``hmc``, whose chains seldom cross from mode
+            to mode; ``sir``, faster by an order of magnitude, by resampling candidates
             of the mixture; ``auto``, the second where its effective number of candidates is
             above 5, otherwise the first; ``mask_aware``: by the joint encoder in their place.
+        subset_posterior: How often the prior counts in a product of flows: once
+            (``poe_corrected``), once per flow (``poe``), or once more (``poe_with_prior``).
+            MultiVae divides it out once, which is right for two.
         hmc_steps: Moves of a chain, burn-in included.
         leapfrog_steps: Leapfrog steps per move.
         step_size: Where the adaptation of the step size starts.
@@ -72,10 +78,15 @@ class JNFConfig(JointConfig):
         point: Point estimate of one modality: the posterior ``mean``, over ``n_mean`` draws, or
             the image of the ``base``'s mean, which is neither mean nor mode (MultiVae).
         n_mean: Draws that the mean of a posterior without closed form is taken over.
-        dcca_dim: Size of the embeddings that the surrogates see; None: they see the data.
+        dcca_dim: Size k of the embeddings that the surrogates see; None: they see the data. Pairs
+            of modalities with fewer than 4 k rows in a batch are left out.
+        dcca_top: How many correlations of a pair count, the largest first; None: all k.
+        dcca_rescale: Whether the surrogates see embeddings brought to [0, 1] by the extremes that
+            their own stage has shown.
     """
 
     flow_type: str = attrs.field(default="maf", validator=one_of(*FLOWS))
+    flow_types: dict[str, str] = attrs.field(factory=dict, validator=each(one_of(*FLOWS)))
     flow_context: str = attrs.field(default="context", validator=one_of("context", "base"))
     context_dim: int = attrs.field(default=64, validator=positive)
     transforms: int = attrs.field(default=3, validator=positive)
@@ -87,6 +98,7 @@ class JNFConfig(JointConfig):
     flow_rows: str = attrs.field(default="all", validator=one_of("all", "complete"))
     min_available: int = attrs.field(default=1, validator=positive)
     sampler: str = attrs.field(default="hmc", validator=one_of("hmc", "sir", "auto", "mask_aware"))
+    subset_posterior: str = attrs.field(default="poe_corrected", validator=one_of(*SUBSET_RULES))
     hmc_steps: int = attrs.field(default=100, validator=positive)
     leapfrog_steps: int = attrs.field(default=10, validator=positive)
     step_size: float = attrs.field(default=0.05, validator=positive)
@@ -94,10 +106,18 @@ class JNFConfig(JointConfig):
     point: str = attrs.field(default="mean", validator=one_of("mean", "base"))
     n_mean: int = attrs.field(default=64, validator=positive)
     dcca_dim: int | None = attrs.field(default=None, validator=attrs.validators.optional(positive))
+    dcca_top: int | None = attrs.field(default=None, validator=attrs.validators.optional(positive))
+    dcca_rescale: bool = False
 
     def __attrs_post_init__(self) -> None:
+        check_names(self, "flow_types")
         if self.context_dim % 2:
             raise ConfigError(f"must be even, got {self.context_dim}", "context_dim")
+        if self.dcca_dim is None and (self.dcca_top is not None or self.dcca_rescale):
+            option = "dcca_rescale" if self.dcca_top is None else "dcca_top"
+            raise ConfigError("there are no embeddings; set dcca_dim", option)
+        if self.dcca_top is not None and self.dcca_top > (self.dcca_dim or 0):
+            raise ConfigError(f"must be at most dcca_dim={self.dcca_dim}", "dcca_top")
 
 
 class JNF(JointVAE):
@@ -118,15 +138,16 @@ class JNF(JointVAE):
             )
         context = config.context_dim if config.flow_context == "context" else 0
         shape = (config.latent_dim, context, config.transforms, config.hidden, config.passes)
-        self.flows = PerModality(
-            {name: LatentFlow(config.flow_type, *shape) for name in self.modalities}
-        )
+        kinds = {name: config.flow_types.get(name, config.flow_type) for name in self.modalities}
+        self.flows = PerModality({name: LatentFlow(kind, *shape) for name, kind in kinds.items()})
+        if config.dcca_rescale:
+            self.lacks = {**self.lacks, "row_objective": "its embeddings' scale follows batches"}
 
     def build_encoder(self, name: str, custom: Mapping[str, nn.Module]) -> nn.Module:
         """What a flow depends on; see the options ``flow_context`` and ``dcca_dim``."""
         trunk, counts = self.encoder_trunk(name, custom)
-        if self.config.dcca_dim is not None:
-            trunk = Embedded(trunk, self.config.dcca_dim, self.config.hidden)
+        if (size := self.config.dcca_dim) is not None:
+            trunk = Embedded(trunk, size, self.config.hidden, self.config.dcca_rescale)
         return ModalityEncoder(trunk, self.encoder_latents(name), counts=counts)
 
     def encoder_latents(self, name: str) -> dict[LatentName, int]:
@@ -196,24 +217,11 @@ class JNF(JointVAE):
 
         Each process takes the correlations of its own rows.
         """
-        size = self.config.dcca_dim or 0
-        total = torch.zeros((), dtype=self.dtype, device=self.device)
-        for one, two in combinations(self.modalities, 2):
-            both = batch.take((batch.column(one) & batch.column(two)).nonzero().squeeze(1))
-            left, right = (self._embedding(name, both) for name in (one, two))
-            # fewer rows say nothing about a covariance
-            enough = both.size >= 4 * size
-            total = total - (correlation(left, right) if enough else 0.0 * left.sum())
+        total = -sum_of_correlations(
+            lambda name, rows: embed(self.encoders[name], name, rows), batch, self.config.dcca_top
+        )
         rows = torch.tensor(float(batch.size), dtype=self.dtype, device=self.device)
         yield LossOutput(terms={"correlation": Term(total, rows)})
-
-    def _embedding(self, name: str, batch: Batch) -> Tensor:
-        encoder: Any = self.encoders[name]
-        values = batch.values[name]
-        embedded: Tensor = encoder.trunk.embedding(
-            values.log1p() if encoder.counts else values, batch.observed.get(name)
-        )
-        return embedded
 
     def _joint_terms(self, batch: Batch, step: Step) -> dict[str, Term]:
         counted = self.trainable(batch)
@@ -227,8 +235,8 @@ class JNF(JointVAE):
         with torch.no_grad():
             q = self.joint(batch, counted)
             z = q.sample(self.config.n_samples, step.noise, "flows")
-        each = self.experts(batch).log_probs(z, batch.present & counted[:, None])
-        return {"flows": Term(-each.sum(dim=2).mean(dim=0), counted.to(z.dtype))}
+        log_q = self.experts(batch).log_probs(z, batch.present & counted[:, None])
+        return {"flows": Term(-log_q.sum(dim=2).mean(dim=0), counted.to(z.dtype))}
 
     def _members(self, batch: Batch) -> Tensor:
         """``(B, M)`` bool, the flows that speak about a row: none about complete rows."""

@@ -1,4 +1,4 @@
-"""The table of this family's models and of its fusion; imports no torch."""
+"""The table of this family's models, of its fusion and its encoder; imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MULTIVAE_API_LEVEL = 1
 
 @hookimpl
 def multivae_components() -> list[ComponentSpec]:
-    """Return the specs of the models and the fusion."""
+    """Return the specs of the models, the fusion and the encoder."""
     return [
         ComponentSpec(
             kind="models",
@@ -52,6 +52,14 @@ def multivae_components() -> list[ComponentSpec]:
             family="joint",
             reference="Sohn et al. 2015",
             capabilities=USUAL_CAPABILITIES - {"joint_likelihood", "generate"},
+        ),
+        ComponentSpec(
+            kind="encoders",
+            name="attribute_poe",
+            target="multivae_joint.attributes:AttributePoEEncoder",
+            config="multivae_joint.attributes:AttributePoEConfig",
+            summary="One expert per attribute, any of which may be left open.",
+            reference="Vedantam et al. 2018",
         ),
         ComponentSpec(
             kind="fusions",

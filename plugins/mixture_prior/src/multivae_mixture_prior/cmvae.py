@@ -22,12 +22,13 @@ import attrs
 import torch
 from torch import Tensor
 
-from multivae_core.config import component, config, non_negative, positive
+from multivae_core.config import component, config, non_negative, one_of, positive
 from multivae_core.data import Batch, IncompleteDataset
 from multivae_core.errors import ConfigError, DataError
 from multivae_core.estimation import batches_of, evaluating
 from multivae_core.inference import Output
-from multivae_core.noise import RowNoise
+from multivae_core.noise import RowNoise, Step
+from multivae_core.posteriors import Latents
 from multivae_core.private_mixture_vae import PrivateMixtureVAE, PrivateMixtureVAEConfig
 from multivae_mixture_prior._clusters import NORMALISERS, POOLS, Pruning, pooled, select
 from multivae_mixture_prior.mixture import GaussianMixture, GaussianMixtureConfig
@@ -58,19 +59,28 @@ class CMVAEConfig(PrivateMixtureVAEConfig):
         spread: The means of the clusters start uniformly between minus this and this.
         prior: Prior of the shared latent, a ``gmm``; by default one of the same family as the
             experts, with scales that are not learned: 1, or log 2 under
-            ``normal_with_softplus``. One that is given outweighs the two options above.
+            ``normal_with_softplus``. One that is given outweighs the two options above. Its
+            ``warm_up`` is for a start of the clusters by k-means, see `CMVAE.start_clusters`.
+        missing_norm: ``available``: the log-likelihoods of a row are summed over what it has.
+            ``total``: times M / n in training, as many as a complete row has.
     """
 
     n_samples: int = attrs.field(default=1, validator=positive)
     n_clusters: int = attrs.field(default=10, validator=positive)
     spread: float = attrs.field(default=1.0, validator=non_negative)
     prior: Any = component("priors", default=attrs.Factory(_clusters, takes_self=True))
+    missing_norm: str = attrs.field(default="available", validator=one_of("available", "total"))
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         if not isinstance(self.prior, GaussianMixtureConfig):
             raise ConfigError(
                 "must be a mixture of clusters, 'gmm'; for another prior use mmvae_plus", "prior"
+            )
+        if self.prior.divergence != "sampled" or self.prior.temperature != 1.0:
+            raise ConfigError(
+                "importance weights have log p(z) itself; leave divergence and temperature out",
+                "prior",
             )
 
 
@@ -79,6 +89,15 @@ class CMVAE(PrivateMixtureVAE):
 
     config: CMVAEConfig
     shared_prior: GaussianMixture
+
+    def reconstruction(
+        self, latents: Latents, batch: Batch, step: Step, valid: Tensor | None = None
+    ) -> Tensor:
+        """See `MultimodalVAE.reconstruction`, and the option ``missing_norm``."""
+        scores = super().reconstruction(latents, batch, step, valid)
+        if self.config.missing_norm == "available" or not step.training:
+            return scores
+        return scores * (len(self.modalities) / batch.present.sum(dim=1).clamp_min(1))
 
     def clusters(
         self,

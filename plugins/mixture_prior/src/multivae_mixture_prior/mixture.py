@@ -4,7 +4,12 @@
 
 A model that asks for KL(q || p) gets it from its samples, log q(z) - log p(z): the
 responsibilities p(c | z) are then exact, and the term of the clusters needs one logsumexp (Jiang
-et al. 2017 write it as an expectation over p(c | z), which is the same number).
+et al. 2017 write it as an expectation over p(c | z), which is the same number). With any other
+g(c) in the place of p(c | z),
+
+    sum_c g(c) [ log q(z) - log p_c(z) + log g(c) - log pi_c ]
+
+is larger in expectation: an upper bound on KL(q || p), and with it a bound on log p(x).
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import attrs
 import torch
@@ -23,7 +29,7 @@ from multivae_core.distributions import FAMILIES, Distribution, Laplace, Mixture
 from multivae_core.errors import DataError
 from multivae_core.noise import NoiseSource
 from multivae_core.priors import Prior
-from multivae_mixture_prior._kmeans import k_means
+from multivae_mixture_prior._kmeans import fit_gaussians, k_means
 
 __all__ = ["GaussianMixture", "GaussianMixtureConfig", "MixturePrior"]
 
@@ -73,7 +79,14 @@ class GaussianMixtureConfig:
         divergence: What a model gets that asks for KL(q || p). ``sampled``: nothing in closed
             form, so that it is estimated from samples. ``bound``: the upper bound -log sum_c
             pi_c exp(-KL(q || p_c)), free of noise; it is what the best responsibilities that do
-            not depend on the sample give (Falck et al. 2021).
+            not depend on the sample give (Falck et al. 2021). ``vade``: the responsibilities at
+            the sample with KL(q || p_c) in closed form, as in Jiang et al. 2017.
+        temperature: Responsibilities of a divergence are in proportion to p(c | z) to the power
+            of 1/T: above 1 they are flatter, so that sharp posteriors still move components that
+            they do not belong to. The divergence is then larger, and a bound.
+        warm_up: Whether every component is N(0, I), or the standard Laplace, until
+            `GaussianMixture.start_from` is called: train, start from embeddings, train on.
+            Without that clusters can collapse early.
     """
 
     n_components: int = attrs.field(default=10, validator=positive)
@@ -82,13 +95,16 @@ class GaussianMixtureConfig:
     learn_scales: bool = True
     min_scale: float = attrs.field(default=0.01, validator=non_negative)
     spread: float = attrs.field(default=1.0, validator=non_negative)
-    divergence: str = attrs.field(default="sampled", validator=one_of("sampled", "bound"))
+    divergence: str = attrs.field(default="sampled", validator=one_of("sampled", "bound", "vade"))
+    temperature: float = attrs.field(default=1.0, validator=positive)
+    warm_up: bool = False
 
 
 class GaussianMixture(MixturePrior):
     """A mixture with learned means; components that are not `active` have no weight."""
 
     active: Tensor
+    started: Tensor
 
     def __init__(self, config: GaussianMixtureConfig, latent_dim: int) -> None:
         super().__init__(config, latent_dim)
@@ -99,6 +115,7 @@ class GaussianMixture(MixturePrior):
             torch.zeros(count, latent_dim), requires_grad=config.learn_scales
         )
         self.register_buffer("active", torch.ones(count, dtype=torch.bool))
+        self.register_buffer("started", torch.tensor(not config.warm_up))
 
     def parts(self) -> tuple[Normal | Laplace, Tensor]:
         """See `MixturePrior.parts`."""
@@ -108,6 +125,9 @@ class GaussianMixture(MixturePrior):
         """All components, active or not, over ``(C, D)``."""
         own = expert(self.means, self.raw_scales, self.config.family)
         least = self.config.min_scale
+        if self.config.warm_up and not bool(self.started):
+            zero = 0.0 * (self.means + self.raw_scales)  # their gradients are 0, and there
+            return Laplace(zero, zero + 1.0) if isinstance(own, Laplace) else Normal(zero, zero)
         if not self.config.learn_scales or least == 0.0:
             return own
         if isinstance(own, Laplace):
@@ -129,17 +149,38 @@ class GaussianMixture(MixturePrior):
 
     def kl(self, posterior: Distribution) -> Tensor | None:
         """See the option ``divergence``; None for other families than the mixture's own."""
-        if self.config.divergence == "sampled":
+        if self.config.divergence != "bound" or (each := self._each_kl(posterior)) is None:
             return None
+        return self._expected(each, self.log_weights() - each)
+
+    def divergence(self, posterior: Distribution, value: Tensor) -> Tensor:
+        """See `Prior.divergence`, and the options ``divergence`` and ``temperature``."""
+        kind = self.config.divergence, self.config.temperature == 1.0
+        if kind[0] == "bound" or kind == ("sampled", True):
+            return super().divergence(posterior, value)
+        log_p = self.component_log_prob(value)
+        each = self._each_kl(posterior) if kind[0] == "vade" else None
+        if each is None:
+            each = posterior.log_prob(value)[..., None] - log_p
+        return self._expected(each, self.log_weights() + log_p)
+
+    def _each_kl(self, posterior: Distribution) -> Tensor | None:
+        """KL(q || p_c) of every component, ``(*batch, C)``; None for other families."""
         own = self.components()
         if isinstance(posterior, Normal) and isinstance(own, Normal):
             q = Normal(posterior.mean[..., None, :], posterior.log_variance[..., None, :])
-            each = q.kl(own)
-        elif isinstance(posterior, Laplace) and isinstance(own, Laplace):
-            each = Laplace(posterior.mean[..., None, :], posterior.scale[..., None, :]).kl(own)
-        else:
-            return None
-        return -(self.log_weights() - each).logsumexp(dim=-1)
+            return q.kl(own)
+        if isinstance(posterior, Laplace) and isinstance(own, Laplace):
+            return Laplace(posterior.mean[..., None, :], posterior.scale[..., None, :]).kl(own)
+        return None
+
+    def _expected(self, each: Tensor, score: Tensor) -> Tensor:
+        """The divergence, from what each component costs and log-responsibilities, tempered."""
+        log_g = (score / self.config.temperature).log_softmax(dim=-1)
+        # what is not active has g = 0, and log g - log pi is not a number there
+        cost = torch.where(self.active, each + log_g - self.log_weights(), 0.0)
+        total: Tensor = (log_g.exp() * cost).sum(dim=-1)
+        return total
 
     def set_active(self, components: Tensor) -> None:
         """Give weight to some components alone, ``(C,)`` bool; the others keep their parameters.
@@ -172,27 +213,38 @@ class GaussianMixture(MixturePrior):
             self.active.copy_(before)
 
     @torch.no_grad()
-    def start_from(self, values: Tensor, seed: int = 0) -> None:
+    def start_from(self, values: Tensor, seed: int = 0, em_rounds: int = 0) -> None:
         """Put the means at the centres that k-means finds, and learned weights at their shares.
 
-        For a start after some epochs of training: means that were drawn at random lie far from
-        the latents when D is large, and a few of them take all.
+        It ends a ``warm_up``. Means that were drawn at random lie far from the latents when D is
+        large, and a few of them take all.
 
         Args:
             values: Latents, ``(N, D)``, such as `MultimodalVAE.embed` returns.
             seed: Of the start of k-means.
+            em_rounds: Rounds of expectation maximisation from there, for scales too; Gaussians.
 
         Raises:
-            DataError: Fewer rows than components, or not ``(N, D)``.
+            DataError: Fewer rows than components, or not ``(N, D)``; rounds for another family.
         """
-        count = self.config.n_components
+        own, count = self.config, self.config.n_components
         if values.ndim != 2 or values.shape[1] != self.latent_dim or len(values) < count:
             raise DataError(
                 f"start_from: latents must be (N, {self.latent_dim}) with N >= {count}, got"
                 f" {tuple(values.shape)}; pass model.embed(data) of more rows"
             )
+        if em_rounds and own.family != "normal":
+            raise DataError(f"start_from: em_rounds needs family='normal', not {own.family!r}")
         centres, shares = k_means(values, count, seed)
+        if em_rounds:
+            fixed = None if own.learn_scales else cast(Normal, self.components()).variance
+            centres, variances, shares = fit_gaussians(
+                values, centres, shares, em_rounds, own.min_scale, fixed
+            )
+            if own.learn_scales:
+                self.raw_scales.copy_((variances - own.min_scale**2).clamp_min(1e-12).log())
         self.means.copy_(centres)
-        if self.config.learn_weights:
+        if own.learn_weights:
             self.logits.copy_(shares.log())
         self.active.fill_(True)
+        self.started.fill_(True)

@@ -52,7 +52,7 @@ class MMVMConfig(ModelConfig):
             closed form, or ``mixture``, from samples.
         n_samples: Samples of every z_m in a step.
         alpha: Share of the prior p in the regulariser, from ``alpha_steps`` on and outside
-            training. 0: MMVM; 1: independent VAEs; 1 / (M + 1): p is one more component.
+            training. 0: MMVM; 1: independent VAEs, a control; 1 / (M + 1): p is one component.
         init_alpha: Its value at the first step, where there are steps.
         alpha_steps: Optimisation steps from ``init_alpha`` to ``alpha``.
         alpha_shape: ``linear``, ``cosine`` or ``exp``.
