@@ -38,6 +38,7 @@ import attrs
 import measure
 import ours
 import peer
+import pictures
 import table
 import torch
 from workloads import LEARNING_RATE, SEEDS, WORKLOADS, Data, Workload, load
@@ -85,7 +86,7 @@ def plan(cells: list[tuple[Workload, int]], folder: Path) -> None:
     for work in dict.fromkeys(work for work, _ in cells):
         data = load(work.data, work.missing)
         if work.data == "polymnist":
-            measure.classifiers(data, folder)
+            pictures.classifiers(folder)
         steps = work.epochs * -(-len(data.train) // work.batch_size)
         found = {side: steps * one_step(side, work, data) for side in SIDES}
         total += sum(found.values()) * sum(each == work for each, _ in cells)

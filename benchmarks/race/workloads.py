@@ -6,26 +6,15 @@ import functools
 from typing import Any
 
 import attrs
-import torch
-from torch import Tensor, nn
+import pictures
+from torch import nn
 
 import multivae_core as mv
 
-__all__ = [
-    "LEARNING_RATE",
-    "SEEDS",
-    "WORKLOADS",
-    "Data",
-    "Workload",
-    "decoder",
-    "load",
-    "standardised",
-    "trunk",
-]
+__all__ = ["LEARNING_RATE", "SEEDS", "WORKLOADS", "Data", "Workload", "decoder", "load", "trunk"]
 
 LEARNING_RATE = 1e-3
 SEEDS = (0, 1, 2)
-PICTURES = {"size": 14, "seed": 0}
 
 # Each comes with the peer's words for the same objective; both keep their other defaults.
 _LAPLACE = {"family": "laplace_with_softmax", "estimator": "iwae", "n_samples": 1}
@@ -155,47 +144,24 @@ def load(name: str, missing: float) -> Data:
     """Return the data of a workload; the same rows and the same holes for every seed."""
     if name == "mfeat":
         train, test = mv.load_dataset("mfeat").split(0.7, seed=0)
+        complete = pictures.standardised(train, train)
+        test = pictures.standardised(test, train)
     else:
-        train = mv.load_dataset("polymnist", split="train", n=2000, **PICTURES)
-        test = mv.load_dataset("polymnist", split="test", n=500, **PICTURES)
-    complete, test = standardised(train, train), standardised(test, train)
+        complete = pictures.load("train", pictures.TRAINING_ROWS)
+        test = pictures.load("test", 500)
     hidden = complete.hide(missing, seed=0, keep_one=True) if missing else complete
     return Data(train=hidden, complete=complete, test=test)
-
-
-def standardised(data: mv.IncompleteDataset, by: mv.IncompleteDataset) -> mv.IncompleteDataset:
-    """Return complete data shifted and scaled, feature by feature, by the moments of others."""
-    values = data.batch().values
-    scaled: dict[str, Tensor] = {}
-    for name in data.names:
-        mean, deviation = by.moments(name)
-        deviation = torch.where(deviation > 0, deviation, 1.0)
-        scaled[name] = ((values[name] - mean) / deviation).float()
-    return mv.IncompleteDataset(scaled, labels=data.labels)
 
 
 def trunk(shape: tuple[int, ...]) -> nn.Sequential:
     """Features of a modality: one hidden layer of 256, or two convolutions of stride 2."""
     if len(shape) == 1:
         return nn.Sequential(nn.Linear(shape[0], 256), nn.ReLU())
-    return nn.Sequential(
-        nn.Conv2d(shape[0], 16, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-    )
+    return pictures.trunk(shape[0])
 
 
 def decoder(shape: tuple[int, ...], latent: int) -> nn.Sequential:
     """A modality out of its latents, the layers of the trunk backwards."""
     if len(shape) == 1:
         return nn.Sequential(nn.Linear(latent, 256), nn.ReLU(), nn.Linear(256, shape[0]))
-    return nn.Sequential(
-        nn.Linear(latent, 512),
-        nn.ReLU(),
-        nn.Unflatten(1, (32, 4, 4)),
-        nn.ConvTranspose2d(32, 16, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.ConvTranspose2d(16, shape[0], 3, stride=2, padding=1, output_padding=1),
-    )
+    return pictures.decoder(shape[0], latent)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
 
-__all__ = ["Figure", "Reproduction", "Scale"]
+__all__ = ["Figure", "Reproduction", "Scale", "above_zero", "standard_error"]
 
 
 @attrs.frozen(kw_only=True)
@@ -35,7 +36,8 @@ class Figure:
         what: What was measured, its unit, and on what.
         paper: What was published; ``not printed`` where there is only a plot, or nothing.
         ours: What we found, with its standard error in brackets.
-        holds: Whether the claim holds at our scale; None: our scale forbids a verdict.
+        holds: Whether the claim holds at our scale; None: our scale forbids a verdict, or what
+            was found lies within two standard errors of none.
     """
 
     what: str
@@ -61,3 +63,17 @@ class Reproduction:
     paper_setting: str
     our_setting: str
     run: Callable[[Scale], list[Figure]]
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Standard error of the mean; 0 of a single value."""
+    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+
+def above_zero(gains: Sequence[float]) -> bool | None:
+    """Return the verdict on the claim that the mean of what was gained is above 0.
+
+    None where it is within two standard errors of 0, or where there is a single value.
+    """
+    mean, error = statistics.fmean(gains), standard_error(gains)
+    return None if len(gains) < 2 or abs(mean) < 2.0 * error else mean > 0.0

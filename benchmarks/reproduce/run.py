@@ -1,6 +1,7 @@
 """Published results at a scale of minutes: what the paper has, what we find, and what it means.
 
-A verdict stands only where the claim can be tested at our scale. Everything is drawn from fixed
+A verdict stands only where the claim can be tested at our scale, and where what was found is more
+than two standard errors away from nothing. Everything is drawn from fixed
 seeds; figures differ between machines by rounding alone. Each reproduction runs on one thread in
 less than 20 minutes and leaves its figures as JSON in runs/reproduce, with pictures where there
 are any; `--table` prints what is there without running anything.
@@ -79,6 +80,8 @@ def perform(each: Reproduction, scale: Scale) -> None:
 def render(each: Reproduction, kept: dict) -> str:
     """One reproduction as a table in Markdown."""
     verdicts = {None: "", True: "holds", False: "DOES NOT HOLD"}
+    if kept["smoke"]:
+        verdicts = dict.fromkeys(verdicts, "-")
     lines = [
         f"\n## {each.name}: {each.reference}",
         f"paper: {each.paper_setting}",
