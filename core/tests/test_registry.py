@@ -351,6 +351,7 @@ def test_options_that_all_have_stand_once_below_the_table() -> None:
     ]
     assert lines[-1] == "all have: hidden, beta=1.0"
     assert registry.samplers.table() == "none installed"
+    assert registry.models.table(0).splitlines()[2].split() == ["first", "layers=[]"]
 
 
 def test_an_unknown_attribute_of_the_package_is_an_attribute_error() -> None:

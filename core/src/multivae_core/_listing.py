@@ -88,7 +88,7 @@ def _listed(options: Iterable[tuple[str, str]]) -> str:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, break_on_hyphens=False) or [""]
+    return textwrap.wrap(text, max(width, 1), break_on_hyphens=False) or [""]
 
 
 def _line(parts: Sequence[str], widths: Sequence[int]) -> str:

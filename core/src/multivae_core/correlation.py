@@ -19,10 +19,17 @@ import torch
 from torch import Tensor
 
 from multivae_core.data.batch import Batch
+from multivae_core.errors import TrainingError
 
-__all__ = ["canonical_maps", "correlation", "joint_correlation", "sum_of_correlations"]
+__all__ = [
+    "canonical_maps",
+    "check_size",
+    "correlation",
+    "joint_correlation",
+    "sum_of_correlations",
+]
 
-_RIDGE, _LEAST = 1e-3, 1e-9
+_RIDGE = 1e-3
 
 
 def correlation(left: Tensor, right: Tensor, top: int | None = None) -> Tensor:
@@ -33,12 +40,12 @@ def correlation(left: Tensor, right: Tensor, top: int | None = None) -> Tensor:
         right: ``(R, k)``.
         top: How many count, the largest first; None: all k.
     """
-    left, right = left - left.mean(dim=0), right - right.mean(dim=0)
+    dtype, left, right = left.dtype, _centred(left), _centred(right)
     scale = 1.0 / max(len(left) - 1, 1)
-    between = _whitening(left, scale) @ (scale * left.T @ right) @ _whitening(right, scale)
+    between = _whitening(left, scale).mT @ (scale * left.T @ right) @ _whitening(right, scale)
     # in descending order
     total: Tensor = torch.linalg.svdvals(between)[:top].sum()
-    return total
+    return total.to(dtype)
 
 
 def sum_of_correlations(
@@ -62,15 +69,27 @@ def sum_of_correlations(
     return torch.stack(parts).sum()
 
 
+def check_size(batch: Batch, least: int) -> None:
+    """Refuse batches that are too small for a covariance, whatever they lack.
+
+    Raises:
+        TrainingError: A batch has fewer rows.
+    """
+    if batch.size < least:
+        raise TrainingError(
+            f"a batch of {batch.size} rows says nothing of a correlation that takes {least} rows"
+            " with everything it is about; raise batch_size, or choose smaller codes"
+        )
+
+
 def joint_correlation(codes: Tensor, top: int | None = None) -> Tensor:
     """The correlation of M embeddings at once, ``(M, R, k)``; see `correlation`."""
-    centred = codes - codes.mean(dim=1, keepdim=True)
-    stacked = centred.transpose(0, 1).flatten(1)
+    stacked = _centred(codes.transpose(0, 1).flatten(1))
     covariance = stacked.T @ stacked / max(codes.shape[1] - 1, 1)
     whitened, _ = _whitened(covariance, len(codes))
     found = torch.linalg.eigvalsh(whitened).flip(0)[: top or codes.shape[2]]
     total: Tensor = (found - 1.0).clamp_min(0.0).sum()
-    return total
+    return total.to(codes.dtype)
 
 
 def canonical_maps(covariance: Tensor, count: int) -> Tensor:
@@ -83,11 +102,11 @@ def canonical_maps(covariance: Tensor, count: int) -> Tensor:
         covariance: Of the embeddings side by side, ``(M k, M k)``.
         count: Their number M.
     """
-    whitened, roots = _whitened(covariance, count)
+    whitened, roots = _whitened(covariance.double(), count)
     size = len(covariance) // count
     vectors = torch.linalg.eigh(whitened).eigenvectors[:, -size:].flip(1)
     maps: Tensor = roots @ vectors.reshape(count, size, size) * count**0.5
-    return maps
+    return maps.to(covariance.dtype)
 
 
 def _whitened(covariance: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -95,11 +114,16 @@ def _whitened(covariance: Tensor, count: int) -> tuple[Tensor, Tensor]:
     covariance, size = _ridged(covariance), len(covariance) // count
     blocks = covariance.view(count, size, count, size)
     roots = _inverse_root(torch.stack([blocks[m, :, m] for m in range(count)]))
-    return torch.einsum("mij,mjnk,nkl->minl", roots, blocks, roots).reshape_as(covariance), roots
+    return torch.einsum("mji,mjnk,nkl->minl", roots, blocks, roots).reshape_as(covariance), roots
+
+
+def _centred(values: Tensor) -> Tensor:
+    """Less the mean over rows, in double precision: the ridge is far below float32's rounding."""
+    return values.double() - values.double().mean(dim=0)
 
 
 def _whitening(centred: Tensor, scale: float) -> Tensor:
-    """Inverse square root of the covariance, ``(k, k)``."""
+    """What makes the covariance the identity, ``(k, k)``."""
     return _inverse_root(_ridged(scale * centred.T @ centred))
 
 
@@ -109,7 +133,12 @@ def _ridged(covariance: Tensor) -> Tensor:
 
 
 def _inverse_root(covariance: Tensor) -> Tensor:
-    """Inverse square root, ``(..., k, k)``."""
-    values, vectors = torch.linalg.eigh(covariance)
-    root: Tensor = vectors * values.clamp_min(_LEAST).rsqrt()[..., None, :] @ vectors.mT
+    """R with R^T S R = I, upper triangular, ``(..., k, k)``.
+
+    Any other differs by a rotation, which changes no singular value. The symmetric one has no
+    gradient where eigenvalues of S coincide, as with two directions that embeddings do not fill.
+    """
+    same = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    lower = torch.linalg.cholesky(covariance)
+    root: Tensor = torch.linalg.solve_triangular(lower, same, upper=False).mT
     return root

@@ -143,6 +143,11 @@ class MixtureVAE(MultimodalVAE):
 
     config: MixtureVAEConfig
 
+    @property
+    def takes_prior_density(self) -> bool:
+        """It is part of every importance weight."""
+        return True
+
     def posterior(self, batch: Batch) -> FactorisedPosterior:
         """The uniform mixture of the experts of what is present."""
         return FactorisedPosterior({"shared": self.mixture(self.run_encoders(batch), batch)})

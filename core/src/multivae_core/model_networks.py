@@ -143,6 +143,11 @@ class MultimodalNetworks(nn.Module):
         return size
 
     @property
+    def takes_prior_density(self) -> bool:
+        """Whether the loss takes log p(z) of the shared latent and never `Prior.divergence`."""
+        return False
+
+    @property
     def decoded(self) -> tuple[str, ...]:
         """The modalities that the model has a decoder for; the others are conditions alone."""
         return self.modalities

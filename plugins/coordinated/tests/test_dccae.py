@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ from multivae_core.correlation import (
     joint_correlation,
     sum_of_correlations,
 )
-from multivae_core.errors import CapabilityError, ConfigError
+from multivae_core.errors import CapabilityError, ConfigError, TrainingError
 from multivae_core.noise import Step
 
 F64 = torch.float64
@@ -51,6 +52,27 @@ def test_turning_and_scaling_change_no_correlation():
     turned = codes @ (100.0 * torch.randn(3, 2, 2, dtype=F64)) + 7.0
     wanted = joint_correlation(100.0 * codes)
     torch.testing.assert_close(joint_correlation(turned), wanted, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("rank", [2, 0])
+def test_directions_that_are_not_filled_have_gradients(rank):
+    seed = torch.Generator().manual_seed(1)
+    filled = torch.randn(200, rank, generator=seed) @ torch.randn(rank, 6, generator=seed)
+    noisy = filled + 0.3 * torch.randn(200, 6, generator=seed)
+    for function in (correlation, lambda u, v: joint_correlation(torch.stack([u, v]))):
+        slopes = []
+        for dtype in (torch.float32, F64):
+            u = filled.to(dtype, copy=True).requires_grad_()
+            function(u, noisy.to(dtype)).backward()
+            slopes.append(u.grad)
+        torch.testing.assert_close(slopes[0].double(), slopes[1], rtol=1e-3, atol=1e-5)
+    # against differences, in a direction that changes the rank
+    h, way = filled.double(), 1e-5 * torch.randn(200, 6, generator=seed, dtype=F64)
+    if rank:
+        y, u = noisy.double(), h.clone().requires_grad_()
+        correlation(u, y, rank).backward()
+        gap = correlation(h + way, y, rank) - correlation(h - way, y, rank)
+        assert float((2.0 * way * u.grad).sum()) == pytest.approx(float(gap), rel=1e-3)
 
 
 def test_variates_agree_and_can_be_brought_back():
@@ -99,7 +121,10 @@ def test_loss_is_the_formula(make_model, make_batch, training, kind):
 @pytest.mark.parametrize("kind", ["joint", "pairwise"])
 def test_few_rows_have_no_correlation(make_model, make_batch, training, kind):
     model, batch = make_model("dccae", correlation=kind), make_batch(7, holes=False)
-    term = model.loss(model.prepare(batch), training()).terms["correlation"]
+    with pytest.raises(TrainingError, match="a batch of 7 rows says nothing of a correlation"):
+        model.loss(model.prepare(batch), training())
+    later = attrs.evolve(training(), number=3)  # the last batch of an epoch, say
+    term = model.loss(model.prepare(batch), later).terms["correlation"]
     assert float(term.value.detach()) == 0.0
     term.value.backward()
     alone = make_model("dccae", beta=0.0).loss(model.prepare(batch), training()).terms
@@ -109,7 +134,7 @@ def test_few_rows_have_no_correlation(make_model, make_batch, training, kind):
 def test_one_modality_is_decoded_as_it_was_encoded(make_model, make_batch, training):
     model, batch = make_model("dccae"), make_batch(60, holes=False)
     model.loss(model.prepare(batch), training())
-    assert bool(model.shown)
+    assert bool(model.shown.all())
     codes = codes_of(model, batch)
     torch.testing.assert_close(model.mean, codes.mean(dim=1).detach())
     torch.testing.assert_close(
@@ -187,3 +212,34 @@ def test_what_it_cannot_do(make_model, make_batch):
 def test_refusals(make_model, options, message):
     with pytest.raises(ConfigError, match=message):
         make_model("dccae", **options)
+
+
+def test_averages_are_taken_in_full_precision_and_by_rows(make_model, make_batch, training):
+    model = make_model("dccae", latent_dim=2)
+    codes = torch.randn(3, 40, 2, dtype=F64)
+    everything = torch.ones(40, 3, dtype=torch.bool)
+    model._watch(codes.bfloat16(), everything)
+    first = model.covariance.clone()
+    stacked = codes.bfloat16().double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(first, torch.cov(stacked.T).to(first))
+    few = 5.0 * codes[:, :3]
+    model._watch(few, everything[:3])
+    moved = torch.cov(few.transpose(0, 1).flatten(1).T).to(first) - first
+    # 3 of the 12 rows that a covariance of 6 takes
+    torch.testing.assert_close(model.covariance, first + 0.1 * 3 / 12 * moved)
+
+
+def test_covariances_are_those_of_the_rows_that_have_both(make_model):
+    model = make_model("dccae", latent_dim=2)
+    codes = torch.randn(3, 60, 2, dtype=F64)
+    present = torch.ones(60, 3, dtype=torch.bool)
+    present[:20, 0] = present[20:40, 1] = present[40:, 2] = False  # no row has everything
+    spoiled = torch.where(present.T[..., None], codes, torch.nan)
+    model._watch(spoiled, present)
+    first, second = codes[0, 20:], torch.cat([codes[1, :20], codes[1, 40:]])
+    torch.testing.assert_close(model.mean[0], first.mean(dim=0).to(model.mean))
+    torch.testing.assert_close(model.covariance[2:4, 2:4], torch.cov(second.T).to(model.mean))
+    left, right = codes[0, 40:] - first.mean(dim=0), codes[1, 40:] - second.mean(dim=0)
+    torch.testing.assert_close(model.covariance[:2, 2:4], (left.T @ right / 19).to(model.mean))
+    assert bool(model.maps().isfinite().all())
+    assert bool(model.shown.all())

@@ -231,6 +231,11 @@ def test_it_has_no_likelihood(make_model, make_batch):
 def test_bad_input_is_refused(make_model, make_batch, quiet):
     with pytest.raises(ConfigError, match="n_classes: must be given for a classifier"):
         make_model("latent_translation", beta_class=1.0)
+    with pytest.raises(ConfigError, match="class_layers: there is no classifier"):
+        make_model("latent_translation", class_layers=[4])
+    for option in ("bridge_layers", "class_layers"):
+        with pytest.raises(ConfigError, match=f"{option}.*must be > 0"):
+            make_model("latent_translation", **{option: [0]}, beta_class=1.0, n_classes=2)
     model = make_model("latent_translation", beta_class=1.0, n_classes=2, **SMALL)
     with pytest.raises(DataError, match="beta_class needs labels"):
         model.bridge_loss(model.prepare(make_batch()), quiet())

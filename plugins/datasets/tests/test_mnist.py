@@ -99,6 +99,8 @@ def test_a_model_takes_both_modalities_after_the_label_was_told():
     [
         ({"split": "valid"}, "split must be 'train' or 'test', got 'valid'"),
         ({"n": 0}, "n must be 1 to 8000"),
+        ({"n": 2.5}, "n must be 1 to 8000"),
+        ({"seed": -1}, "seed must be 0, 1, 2"),
         ({"split": "test", "n": 2001}, "n must be 1 to 2000, the rows of 'test'"),
     ],
 )

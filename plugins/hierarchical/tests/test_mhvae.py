@@ -682,6 +682,7 @@ class TestRefusals:
         ({"subset_weights": "all_patterns", "subsets": "random"}, "needs subsets='all'"),
         ({"alone": ["a"]}, "alone: needs subsets='random'"),
         ({"alone": ["d"], "subsets": "random", "subset_weights": "equal"}, "alone.d: unknown"),
+        ({"adversarial_missing": True}, "adversarial_missing: there are no critics"),
         ({"network": "conv2d"}, "no modality has 2 axes"),
         ({"poe": "sum"}, "poe"),
     ])  # fmt: skip
@@ -735,6 +736,8 @@ class TestCritics:
     ):
         options = {"subsets": "full_and_singletons", "adversarial": 0.1, **SMALL}
         model = make_model("mhvae", adversarial_missing=True, **options)
+        with pytest.raises(CapabilityError, match="row_objective: adversarial_missing"):
+            model.require("row_objective")
         plain, batch = make_model("mhvae", **options), make_batch()
         out = loss_with(model, batch, quiet()).terms["adversarial"].value
         with torch.no_grad():

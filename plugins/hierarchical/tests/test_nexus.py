@@ -203,6 +203,9 @@ class TestPretraining:
             torch.testing.assert_close(first.terms[name].value, own.terms[name].value)
             both = share * first.terms[name].value + second.terms[name].value
             torch.testing.assert_close(both, whole.terms[name].value)
+            # a mean over the rows that have what is trained, not over all that show something
+            assert torch.equal(first.terms[name].weight, batch.column("b").to(F64))
+            assert second.terms[name].weight is None
         assert set(first.terms) == {"reconstruction", "kl_bottom"}
 
     def test_all_of_them_leave_the_top_alone(self, make, make_batch, quiet):

@@ -67,6 +67,23 @@ def test_every_attribute_makes_it_narrower():
     assert bool((log_variance[1:] < log_variance[:-1]).all())
 
 
+def test_counts_are_seen_as_logarithms_and_no_precision_is_too_large():
+    data = mv.IncompleteDataset({"a": np.zeros((3, 3)), "y": np.full((3, 2), 10**6)})
+    own = {"encoder": {"type": "attribute_poe", "hidden": [5]}, "likelihood": "poisson"}
+    model = mv.create_model("jmvae", data, latent_dim=2, modalities={"y": own}, seed=0)
+    batch, encoder = prepared(model, data), model.encoders["y"]
+    seen = []
+    encoder.trunk.layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model.surrogates(batch)
+    torch.testing.assert_close(seen[0], torch.full((3, 2, 1), 10.0**6).log1p())
+    with torch.no_grad():
+        encoder.head.bias.fill_(-200.0)  # precisions of e^200, beyond float32
+    q = encoder(batch.values["y"])["shared"]
+    assert bool(q.isfinite().all())
+    q.sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in encoder.parameters())
+
+
 def test_attributes_are_withheld_in_training_alone(training):
     model = make(attribute_dropout=0.5)
     batch = prepared(model, attributes(rows=400))

@@ -278,3 +278,9 @@ def test_refusals(make_model, options, message):
 def test_one_modality_has_no_conditions(make_model):
     with pytest.raises(ConfigError, match="conditions: there are none"):
         make_model("cvae", sizes={"a": 3}, main="a")
+
+
+def test_a_network_for_a_prior_that_is_not_learned(make_model):
+    own = {"prior_network": torch.nn.Identity()}
+    with pytest.raises(ConfigError, match="prior_network: needs conditional_prior='learned'"):
+        make_model("cvae", main="a", networks=own)

@@ -12,7 +12,7 @@ from scipy import stats
 
 import multivae_core as mv
 from multivae_core.correlation import correlation
-from multivae_core.errors import CapabilityError, ConfigError
+from multivae_core.errors import CapabilityError, ConfigError, TrainingError
 from multivae_core.noise import RowNoise
 from multivae_joint._flows import FLOWS, FlowExperts, LatentFlow
 from multivae_joint._sampling import HMC
@@ -375,7 +375,9 @@ def test_embeddings_may_be_rescaled(make_model, make_batch, training):
 def test_embeddings_need_enough_rows(make_model, make_batch, training):
     model = make_model("jnf", dcca_dim=2, **QUICK)
     few = model.prepare(make_batch(7, holes=False))
-    (out,) = model._dcca_pieces(few, training())
+    with pytest.raises(TrainingError, match="a batch of 7 rows says nothing of a correlation"):
+        list(model._dcca_pieces(few, training()))
+    (out,) = model._dcca_pieces(few, attrs.evolve(training(), number=3))
     assert float(out.terms["correlation"].value.detach()) == 0.0
     out.terms["correlation"].value.backward()
     (out,) = model._dcca_pieces(model.prepare(make_batch(60)), training())
@@ -413,3 +415,8 @@ def test_saved_and_loaded(make_model, make_batch, tmp_path, kind):
 def test_refusals(make_model, options, message):
     with pytest.raises(ConfigError, match=message):
         make_model("jnf", **options)
+
+
+def test_embeddings_need_a_pair(make_model):
+    with pytest.raises(ConfigError, match="dcca_dim: one modality has no correlations"):
+        make_model("jnf", sizes={"a": 3}, dcca_dim=2)

@@ -296,8 +296,20 @@ def test_the_default_clusters(make_model):
     with pytest.raises(ConfigError, match="must be a mixture of clusters"):
         make_model("cmvae", prior="standard_normal")
     for option in ({"temperature": 2.0}, {"divergence": "vade"}):
-        with pytest.raises(ConfigError, match=r"importance weights have log p\(z\) itself"):
+        with pytest.raises(ConfigError, match=r"loss has log p\(z\) itself"):
             make_model("cmvae", prior={"type": "gmm", **option})
+
+
+def test_clusters_that_have_not_started_are_no_clusters(make_model, make_batch):
+    model, batch = make_model("cmvae", prior={"type": "gmm", "warm_up": True}), make_batch()
+    for asked in (
+        lambda: model.clusters(batch), lambda: model.prune(batch),
+        lambda: model.generate_cluster(0, 2),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match="call start_clusters first"):
+            asked()
+    model.start_clusters(batch)
+    assert model.clusters(batch).shape == (len(batch.present), 10)
 
 
 def linear(truth):

@@ -291,6 +291,10 @@ def test_the_start_from_latents():
     )
     with pytest.raises(DataError, match=r"must be \(N, 2\) with N >= 2"):
         prior.start_from(rows[:1])
+    with pytest.raises(DataError, match="a latent is not finite"):
+        prior.start_from(torch.where(rows > 0, rows, math.nan))
+    with pytest.raises(DataError, match="em_rounds must be 0, 1, 2"):
+        prior.start_from(rows, em_rounds=-1)
 
 
 @pytest.mark.parametrize("flow", ["maf", "nsf", "realnvp"])

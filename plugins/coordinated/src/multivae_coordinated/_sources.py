@@ -137,6 +137,12 @@ class SourcesVAE(PrivateVAE):
             )
         return Silent()
 
+    @property
+    def takes_prior_density(self) -> bool:
+        """See the option ``path_derivative``."""
+        wanted: bool = self.config.path_derivative
+        return wanted
+
     def posterior(self, batch: Batch) -> FactorisedPosterior:
         """The sources that are present, see ``encode_with``; the prior where none is."""
         encoded = self.run_encoders(batch)

@@ -24,7 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from multivae_core.config import config, one_of, positive
-from multivae_core.correlation import canonical_maps, joint_correlation, sum_of_correlations
+from multivae_core.correlation import (
+    canonical_maps,
+    check_size,
+    joint_correlation,
+    sum_of_correlations,
+)  # fmt: skip
 from multivae_core.data import Batch
 from multivae_core.errors import ConfigError
 from multivae_core.likelihoods import Likelihood
@@ -52,7 +57,8 @@ class DCCAEConfig(ModelConfig):
     Args:
         correlation: ``joint``: that of all modalities at once, in the rows that have everything;
             ``pairwise``: the sum over the pairs, each in the rows that have both. Without 2 M k
-            such rows, 4 k for a pair, a batch has none.
+            such rows, 4 k for a pair, a batch has none; training with smaller batches is
+            refused.
         top: How many correlations count, the largest first; None: all k.
     """
 
@@ -85,7 +91,7 @@ class DCCAE(MultimodalVAE):
     def __init__(self, config: DCCAEConfig, **networks: Any) -> None:
         super().__init__(config, **networks)
         count, size = len(self.modalities), config.latent_dim
-        self.register_buffer("shown", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("shown", torch.zeros(count, count, dtype=torch.bool))
         self.register_buffer("mean", torch.zeros(count, size))
         self.register_buffer("covariance", torch.eye(count * size))
 
@@ -100,7 +106,7 @@ class DCCAE(MultimodalVAE):
 
     def maps(self) -> Tensor:
         """From codes to canonical variates, ``(M, k, k)``; the identity before training."""
-        if bool(self.shown):
+        if bool(self.shown.any()):
             return canonical_maps(self.covariance, len(self.modalities))
         same = torch.eye(self.config.latent_dim, dtype=self.dtype, device=self.device)
         return same.expand(len(self.modalities), -1, -1)
@@ -131,21 +137,23 @@ class DCCAE(MultimodalVAE):
             for m, name in enumerate(self.modalities)
         ]
         terms = {"reconstruction": Term(-torch.stack(scores).sum(dim=0))}
-        whole = batch.present.all(dim=1).nonzero().squeeze(1)
-        together = codes.index_select(1, whole)
-        if step.training and len(whole) > 1:
-            self._watch(together.detach())
+        if step.training:
+            self._watch(codes.detach(), batch.present)
         beta = self.beta(step)
         if beta > 0.0 and len(self.modalities) > 1:
-            found, rows = self._correlation(codes, together, batch)
+            if step.training and step.number == 0:
+                check_size(batch, self._least())
+            found, rows = self._correlation(codes, batch)
             terms["correlation"] = Term(-beta * found, found.new_tensor(float(rows)))
         return LossOutput(terms=terms)
 
-    def _correlation(self, codes: Tensor, together: Tensor, batch: Batch) -> tuple[Tensor, int]:
+    def _correlation(self, codes: Tensor, batch: Batch) -> tuple[Tensor, int]:
         """The correlation, and the number of rows that it is reported for."""
         if self.config.correlation == "joint":
-            count, rows, size = together.shape
-            if rows >= 2 * count * size:
+            whole = batch.present.all(dim=1).nonzero().squeeze(1)
+            together = codes.index_select(1, whole)
+            rows = len(whole)
+            if rows >= self._least():
                 return joint_correlation(together, self.config.top), rows
             return 0.0 * codes.sum(), 0
         numbered = {name: codes[m] for m, name in enumerate(self.modalities)}
@@ -153,15 +161,33 @@ class DCCAE(MultimodalVAE):
         found = sum_of_correlations(lambda name, rows: rows.values[name], placed, self.config.top)
         return found, batch.size
 
-    def _watch(self, codes: Tensor) -> None:
-        """Take the codes of rows that have everything into account, ``(M, R, k)``."""
-        mean = codes.mean(dim=1)
-        stacked = (codes - mean[:, None]).transpose(0, 1).flatten(1)
-        covariance = stacked.T @ stacked / (codes.shape[1] - 1)
-        share = _MOMENTUM if bool(self.shown) else 1.0
-        self.mean.lerp_(mean, share)
-        self.covariance.lerp_(covariance, share)
-        self.shown.fill_(True)
+    def _least(self) -> int:
+        """Rows from which a correlation can be taken."""
+        joint = self.config.correlation == "joint"
+        return (2 * len(self.modalities) if joint else 4) * self.config.latent_dim
+
+    def _watch(self, codes: Tensor, present: Tensor) -> None:
+        """Take codes ``(M, B, k)`` into account, every pair in the rows that have both."""
+        seen = present.T[..., None]
+        codes = torch.where(seen, codes.double(), 0.0)  # whatever precision the encoders run in
+        mean = codes.sum(dim=1) / present.sum(dim=0).clamp_min(1)[:, None]
+        stacked = torch.where(seen, codes - mean[:, None], 0.0).transpose(0, 1).flatten(1)
+        pairs = present.double().T @ present.double()
+        # few rows, as in a last batch, count for less than a covariance takes
+        share = _MOMENTUM * (pairs / (2 * stacked.shape[1])).clamp_max(1.0)
+        share = torch.where(self.shown, share, 1.0)
+        share = torch.where(pairs > 1, share, 0.0)
+        covariance = stacked.T @ stacked / self._per_element(pairs - 1.0).clamp_min(1.0)
+        self.mean.lerp_(mean.to(self.mean), share.diagonal()[:, None].to(self.mean))
+        self.covariance.lerp_(
+            covariance.to(self.covariance), self._per_element(share).to(self.covariance)
+        )
+        self.shown.logical_or_(pairs > 1)
+
+    def _per_element(self, pairs: Tensor) -> Tensor:
+        """A value per pair of modalities for every element of the covariance, ``(M k, M k)``."""
+        size = self.config.latent_dim
+        return pairs.repeat_interleave(size, dim=0).repeat_interleave(size, dim=1)
 
 
 def _code(name: str) -> LatentName:

@@ -81,7 +81,10 @@ class LatentTranslationConfig(ModelConfig):
     """
 
     base_dim: int = attrs.field(default=32, validator=positive)
-    bridge_layers: list[int] = attrs.field(factory=lambda: [256, 256, 256, 256])
+    bridge_layers: list[int] = attrs.field(
+        factory=lambda: [256, 256, 256, 256],
+        validator=attrs.validators.deep_iterable(positive),
+    )
     beta_prior: float = attrs.field(default=0.01, validator=non_negative)
     beta_align: float = attrs.field(default=1.0, validator=non_negative)
     n_projections: int = attrs.field(default=128, validator=positive)
@@ -91,7 +94,9 @@ class LatentTranslationConfig(ModelConfig):
     )
     beta_pair: float = attrs.field(default=0.0, validator=non_negative)
     align_to: str = attrs.field(default="pairs", validator=one_of("pairs", "pooled"))
-    class_layers: list[int] = attrs.field(factory=list)
+    class_layers: list[int] = attrs.field(
+        factory=list, validator=attrs.validators.deep_iterable(positive)
+    )
     pairing: str = attrs.field(default="none", validator=one_of("none", "poe"))
     beta_product: float = attrs.field(default=1.0, validator=non_negative)
     beta_cross: float = attrs.field(default=1.0, validator=non_negative)
@@ -102,6 +107,8 @@ class LatentTranslationConfig(ModelConfig):
     def __attrs_post_init__(self) -> None:
         if self.beta_class > 0 and self.n_classes is None:
             raise ConfigError("must be given for a classifier; or set beta_class=0", "n_classes")
+        if self.class_layers and not self.beta_class:
+            raise ConfigError("there is no classifier; set beta_class", "class_layers")
 
 
 class LatentTranslation(MultimodalVAE):

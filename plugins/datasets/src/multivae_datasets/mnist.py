@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["load"]
 
+from numbers import Integral
 from typing import get_args
 
 import numpy as np
@@ -51,11 +52,13 @@ def load(
     if split not in get_args(Split):
         raise DataError(f"mnist: split must be 'train' or 'test', got {split!r}: change `split`")
     rows = SPLITS[split]
-    if n is not None and not 1 <= n <= len(rows):
+    if n is not None and not (isinstance(n, Integral) and 1 <= n <= len(rows)):
         raise DataError(
             f"mnist: n must be 1 to {len(rows)}, the rows of {split!r}, or None for all of them,"
             f" got {n!r}: change `n`"
         )
+    if not isinstance(seed, Integral) or seed < 0:
+        raise DataError(f"mnist: seed must be 0, 1, 2, ...; got {seed!r}: change `seed`")
     digits = read_arrays("mnist10k")
     chosen = slice(rows.start, rows.stop if n is None else rows.start + n)
     grey = digits["images"][chosen, None].astype(np.float32) / np.float32(255)

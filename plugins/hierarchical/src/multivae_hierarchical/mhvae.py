@@ -103,6 +103,8 @@ class MHVAEConfig(LevelsConfig):
         if self.alone and (self.subsets, self.subset_weights) != ("random", "equal"):
             raise ConfigError("needs subsets='random' and subset_weights='equal'", "alone")
         check_names(self, "alone")
+        if self.adversarial_missing and not self.adversarial:
+            raise ConfigError("there are no critics; set adversarial", "adversarial_missing")
         if self.subsets == "all" and len(self.modalities) > _MOST_MODALITIES:
             raise ConfigError(
                 f"'all' are {2 ** len(self.modalities) - 1} subsets of {len(self.modalities)}"
@@ -125,6 +127,9 @@ class MHVAE(LevelledVAE):
         if 0.0 in self._levels(config.encode_temperature):
             reason = "with encode_temperature 0 a level is its mean; likelihoods are those of 1"
             self.lacks = {**self.lacks, "posterior_density": reason}
+        if config.adversarial_missing:
+            reason = "adversarial_missing takes measurements from the rows of a batch"
+            self.lacks = {**self.lacks, "row_objective": reason}
 
     def posterior(self, batch: Batch) -> HierarchicalPosterior:
         """All levels given everything that a row shows."""

@@ -208,10 +208,10 @@ class Nexus(MultimodalVAE):
         scores = {m: self.weighted_score(m, latents, batch, step)[0] for m in trained}
         kls = {name: bottom[name].kl() for name in trained}
         betas = self.config.bottom_betas if step.training else {}
-        terms = {
-            "reconstruction": Term(-self._weighted(scores, {})),
-            "kl_bottom": Term(self.beta(step) * self._weighted(kls, betas)),
-        }
+        # before the top is trained, rows without any of these have nothing to teach
+        rows, log_px = batch.something.to(self.dtype), self._weighted(scores, {})
+        kl = self.beta(step) * self._weighted(kls, betas)
+        terms = {"reconstruction": Term(-log_px, rows), "kl_bottom": Term(kl, rows)}
         metrics = {f"bottom_kl_{name}": kl.detach() for name, kl in kls.items()}
         return LossOutput(terms=terms, metrics=metrics)
 

@@ -78,7 +78,7 @@ class SurrogateVAE(JointVAE):
         usual = super().build_encoder(name, custom)
         if not isinstance(trunk := usual.trunk, AttributePoEEncoder):
             return usual
-        return AttributeExperts(trunk, self.config.latent_dim)
+        return AttributeExperts(trunk, self.config.latent_dim, bool(usual.counts))
 
     def posterior(self, batch: Batch) -> FactorisedPosterior:
         """The joint encoder's for complete rows; see the option ``subset_encoder``."""

@@ -19,6 +19,7 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from multivae_core.config import config, positive
 from multivae_core.data import Batch
@@ -89,23 +90,24 @@ class AttributeExperts(nn.Module):
     Args:
         trunk: Gives features of every attribute.
         latent_dim: Size D of the latent.
+        counts: Whether the trunk sees log(1 + x), see `ModalityEncoder`.
     """
 
-    counts = False
-
-    def __init__(self, trunk: AttributePoEEncoder, latent_dim: int) -> None:
+    def __init__(self, trunk: AttributePoEEncoder, latent_dim: int, counts: bool = False) -> None:
         super().__init__()
         self.trunk = trunk
+        self.counts = counts
         self.head = _Linear(trunk.count, trunk.out_features, 2 * latent_dim)
 
     def forward(self, values: Tensor, observed: Tensor | None = None) -> dict[Any, Tensor]:
         """Return mean and log-variance of the shared latent, ``(R, 2, D)``."""
-        mean, log_variance = self.head(self.trunk.each(values)).chunk(2, dim=2)
+        seen = values.log1p() if self.counts else values
+        mean, log_variance = self.head(self.trunk.each(seen)).chunk(2, dim=2)
         given = self.trunk.given(values, observed)
-        precision = torch.where(given, (-log_variance).exp(), 0.0)
-        pull = torch.where(given, precision * mean, 0.0).sum(dim=1)
-        total = 1.0 + precision.sum(dim=1)
-        return {"shared": torch.stack([pull / total, -total.log()], dim=1)}
+        # shares of the total precision, out of logarithms: none is too large for a number
+        logs = functional.pad(torch.where(given, -log_variance, -math.inf), (0, 0, 0, 1))
+        pull = (logs.softmax(dim=1)[:, :-1] * torch.where(given, mean, 0.0)).sum(dim=1)
+        return {"shared": torch.stack([pull, -logs.logsumexp(dim=1)], dim=1)}
 
 
 class _Linear(nn.Module):

@@ -139,14 +139,15 @@ class CVAE(MultimodalVAE):
 
     def __init__(self, config: CVAEConfig, **networks: Any) -> None:
         super().__init__(config, **networks)
-        size = self.condition.out_features
+        own, size = self.own_networks.get("prior_network"), self.condition.out_features
         self.encoder = self._gaussian_encoder()
         self.learned_prior: LearnedPrior | None = None
         if config.conditional_prior == "learned":
-            trunk = self.own_networks.get("prior_network")
-            if trunk is None:
-                trunk = build_trunk(config.prior_network, size, "prior_network")
-            self.learned_prior = LearnedPrior(trunk, size, config)
+            if own is None:
+                own = build_trunk(config.prior_network, size, "prior_network")
+            self.learned_prior = LearnedPrior(own, size, config)
+        elif own is not None:
+            raise ConfigError("needs conditional_prior='learned'", "networks.prior_network")
 
     @property
     def decoded(self) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from multivae_core.config import config, each, one_of, positive
-from multivae_core.correlation import sum_of_correlations
+from multivae_core.correlation import check_size, sum_of_correlations
 from multivae_core.data import Batch
 from multivae_core.errors import ConfigError
 from multivae_core.losses import LossOutput, Term
@@ -64,10 +64,10 @@ class JNFConfig(JointConfig):
             ``supports_mask``.
         min_available: Least number of modalities of a row that teaches the flows; 2 leaves out
             rows whose only posterior is that of the very modality.
-        sampler: How products of flows are sampled: ``hmc``, whose chains seldom cross from mode
-            to mode; ``sir``, faster by an order of magnitude, by resampling candidates
-            of the mixture; ``auto``, the second where its effective number of candidates is
-            above 5, otherwise the first; ``mask_aware``: by the joint encoder in their place.
+        sampler: How products of flows are sampled: ``hmc``, whose chains seldom cross between
+            modes; ``sir``, by resampling candidates of the mixture, ten times faster; ``auto``,
+            that where the effective number of candidates is above 5, otherwise the first;
+            ``mask_aware``: by the joint encoder in their place.
         subset_posterior: How often the prior counts in a product of flows: once
             (``poe_corrected``), once per flow (``poe``), or once more (``poe_with_prior``).
             MultiVae divides it out once, which is right for two.
@@ -118,6 +118,8 @@ class JNFConfig(JointConfig):
             raise ConfigError("there are no embeddings; set dcca_dim", option)
         if self.dcca_top is not None and self.dcca_top > (self.dcca_dim or 0):
             raise ConfigError(f"must be at most dcca_dim={self.dcca_dim}", "dcca_top")
+        if self.dcca_dim is not None and len(self.modalities) == 1:
+            raise ConfigError("one modality has no correlations; leave it out", "dcca_dim")
 
 
 class JNF(JointVAE):
@@ -213,10 +215,9 @@ class JNF(JointVAE):
         yield LossOutput(terms=self._flow_terms(batch, step))
 
     def _dcca_pieces(self, batch: Batch, step: Step) -> Iterator[LossOutput]:
-        """Minus the correlations of all pairs of modalities in the rows that have both.
-
-        Each process takes the correlations of its own rows.
-        """
+        """Minus the correlations of all pairs of modalities, in rows of one process with both."""
+        if step.number == 0 and self.config.dcca_dim is not None:
+            check_size(batch, 4 * self.config.dcca_dim)
         total = -sum_of_correlations(
             lambda name, rows: embed(self.encoders[name], name, rows), batch, self.config.dcca_top
         )

@@ -83,6 +83,11 @@ class TELBO(SurrogateVAE):
 
     config: TELBOConfig
 
+    @property
+    def takes_prior_density(self) -> bool:
+        """See the option ``path_derivative``."""
+        return self.config.path_derivative
+
     def proposal(self, batch: Batch) -> FactorisedPosterior:
         """The posterior, wider where surrogates give it."""
         if self.config.subset_encoder == "mask_aware":

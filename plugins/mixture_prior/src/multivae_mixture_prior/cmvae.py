@@ -77,11 +77,6 @@ class CMVAEConfig(PrivateMixtureVAEConfig):
             raise ConfigError(
                 "must be a mixture of clusters, 'gmm'; for another prior use mmvae_plus", "prior"
             )
-        if self.prior.divergence != "sampled" or self.prior.temperature != 1.0:
-            raise ConfigError(
-                "importance weights have log p(z) itself; leave divergence and temperature out",
-                "prior",
-            )
 
 
 class CMVAE(PrivateMixtureVAE):
@@ -131,8 +126,9 @@ class CMVAE(PrivateMixtureVAE):
         """Generate rows of one cluster; see `generate`.
 
         Raises:
-            DataError: There is no such cluster, or it was pruned.
+            DataError: There is no such cluster, it was pruned, or ``warm_up`` lasts.
         """
+        self._check_started()
         with self.shared_prior.only(cluster):
             return self.generate(n, seed, output)
 
@@ -191,12 +187,17 @@ class CMVAE(PrivateMixtureVAE):
             prior.set_active(kept)
         return found
 
+    def _check_started(self) -> None:
+        if not bool(self.shared_prior.started):
+            raise DataError("warm_up holds all clusters at one place; call start_clusters first")
+
     def _table(
         self, data: IncompleteDataset | Batch, n_samples: int | None, seed: int
     ) -> tuple[Tensor, Tensor]:
         """Log-densities p_c(z_m), ``(n, M, N, C)``, and what is seen, ``(N, M)``."""
         if n_samples is not None and n_samples < 1:
             raise DataError(f"n_samples must be at least 1 or None, got {n_samples}")
+        self._check_started()
         parts, present = [], []
         with evaluating(self):
             for batch in batches_of(self, data, _ROWS):

@@ -18,7 +18,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import attrs
 import torch
@@ -26,10 +26,13 @@ from torch import Tensor, nn
 
 from multivae_core.config import config, non_negative, one_of, positive
 from multivae_core.distributions import FAMILIES, Distribution, Laplace, Mixture, Normal, expert
-from multivae_core.errors import DataError
+from multivae_core.errors import ConfigError, DataError
 from multivae_core.noise import NoiseSource
 from multivae_core.priors import Prior
 from multivae_mixture_prior._kmeans import fit_gaussians, k_means
+
+if TYPE_CHECKING:
+    from multivae_core.model_networks import MultimodalNetworks
 
 __all__ = ["GaussianMixture", "GaussianMixtureConfig", "MixturePrior"]
 
@@ -116,6 +119,18 @@ class GaussianMixture(MixturePrior):
         )
         self.register_buffer("active", torch.ones(count, dtype=torch.bool))
         self.register_buffer("started", torch.tensor(not config.warm_up))
+
+    def bind(self, model: MultimodalNetworks) -> None:
+        """Refuse options without effect.
+
+        Raises:
+            ConfigError: The loss takes log p(z) itself, and ``divergence`` or ``temperature``
+                is given.
+        """
+        own = self.config.divergence, self.config.temperature
+        if model.takes_prior_density and own != ("sampled", 1.0):
+            rule = "this model's loss has log p(z) itself; leave divergence and temperature out"
+            raise ConfigError(rule, "prior")
 
     def parts(self) -> tuple[Normal | Laplace, Tensor]:
         """See `MixturePrior.parts`."""
@@ -225,7 +240,8 @@ class GaussianMixture(MixturePrior):
             em_rounds: Rounds of expectation maximisation from there, for scales too; Gaussians.
 
         Raises:
-            DataError: Fewer rows than components, or not ``(N, D)``; rounds for another family.
+            DataError: Fewer rows than components, not ``(N, D)``, or not finite; ``em_rounds``
+                that are no count, or for another family.
         """
         own, count = self.config, self.config.n_components
         if values.ndim != 2 or values.shape[1] != self.latent_dim or len(values) < count:
@@ -233,6 +249,10 @@ class GaussianMixture(MixturePrior):
                 f"start_from: latents must be (N, {self.latent_dim}) with N >= {count}, got"
                 f" {tuple(values.shape)}; pass model.embed(data) of more rows"
             )
+        if not bool(values.isfinite().all()):
+            raise DataError("start_from: a latent is not finite; leave such rows out")
+        if not isinstance(em_rounds, int) or em_rounds < 0:
+            raise DataError(f"start_from: em_rounds must be 0, 1, 2, ...; got {em_rounds!r}")
         if em_rounds and own.family != "normal":
             raise DataError(f"start_from: em_rounds needs family='normal', not {own.family!r}")
         centres, shares = k_means(values, count, seed)
