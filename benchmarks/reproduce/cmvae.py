@@ -41,7 +41,8 @@ __all__ = ["REPRODUCTION"]
 DIGITS, CLUSTERS = 10, 20
 SCORES = ("accuracy", "NMI", "ARI")
 WHOSE = {
-    "cmvae": "CMVAE's clusters",
+    "all": f"CMVAE's {CLUSTERS} clusters before they are pruned",
+    "cmvae": "CMVAE's clusters that are kept",
     "kmeans": f"k-means with {DIGITS} clusters",
     "same": "k-means with as many clusters as CMVAE keeps",
 }
@@ -99,9 +100,11 @@ def clustered(seed: int, scale: Scale) -> dict[str, float]:
     model: Any = trained(CMVAE, seed, scale)
     data = rows(scale)
     truth = np.asarray(data.test.labels)
-    kept = len(model.prune(data.valid).kept)
     embedded = model.embed(data.test, "shared")
+    every = model.clusters(data.test).argmax(dim=1).numpy()
+    kept = len(model.prune(data.valid).kept)
     assigned = {
+        "all": every,
         "cmvae": model.clusters(data.test).argmax(dim=1).numpy(),
         "kmeans": k_means(embedded.numpy(), DIGITS, seed),
         "same": k_means(embedded.numpy(), kept, seed),

@@ -100,9 +100,12 @@ def zero_inflated(pi, base):
 def huber(threshold, location, scale):
     """The Huber distribution as scipy would have it, every number by integration."""
 
-    def shape(r):
+    def log_shape(r):
         r = np.abs(r)
-        return np.exp(-np.where(r <= threshold, r**2 / 2, threshold * r - threshold**2 / 2))
+        return -np.where(r <= threshold, r**2 / 2, threshold * r - threshold**2 / 2)
+
+    def shape(r):
+        return np.exp(log_shape(r))
 
     def integral(low, high, power=0):
         ends = sorted({low, high, *(t for t in (-threshold, threshold) if low < t < high)})
@@ -120,9 +123,7 @@ def huber(threshold, location, scale):
         return np.interp((np.asarray(x) - location) / scale, grid, below)
 
     class Distribution:
-        logpdf = staticmethod(
-            lambda x: np.log(shape((x - location) / scale)) - math.log(mass * scale)
-        )
+        logpdf = staticmethod(lambda x: log_shape((x - location) / scale) - math.log(mass * scale))
         mean = staticmethod(lambda: location)
         var = staticmethod(lambda: scale**2 * integral(-np.inf, np.inf, 2) / mass)
         ppf = staticmethod(
