@@ -45,7 +45,8 @@ CASES: dict[str, list[Case]] = {
         ),
     ],
     "dccae": [
-        Case(model="dccae"),
+        # codes of which the kit's small batches say something
+        Case(model="dccae", options={"latent_dim": 2}, label="dccae"),
         Case(model="dccae", options={"correlation": "pairwise"}, label="dccae pairwise"),
     ],
     "latent_translation": [
