@@ -137,7 +137,7 @@ TRAINING = (
             ("TELBO", "telbo", {}, None),
             ("JNF", "jnf", {}, None),
             ("CVAE", "cvae", {"main": "m0"}, None),
-            ("DCCAE", "dccae", {}, None),
+            ("DCCAE", "dccae", {"correlation": "pairwise"}, None),
             ("latent translation", "latent_translation", {}, None),
             ("Nexus", "nexus", {}, None),
             ("MHVAE, 31 subsets", "mhvae", {}, None),
