@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from claim import Figure, Reproduction, Scale, above_zero
+from claim import Figure, Reproduction, Scale, above_zero, standard_error
 from torch import Tensor, nn
 
 import multivae_core as mv
@@ -157,7 +157,7 @@ def label_score(probability: Tensor, data: mv.IncompleteDataset) -> tuple[Tensor
 
 def mean(values: Tensor) -> str:
     """A mean over rows with its standard error."""
-    error = float(values.double().std() / math.sqrt(len(values)))
+    error = standard_error(values.tolist())
     return f"{float(values.double().mean()):.2f} ({error:.2f})"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import torch
 import views
-from claim import Figure, Reproduction, Scale, above_zero
+from claim import Figure, Reproduction, Scale, above_zero, standard_error
 from ridge import features, ridge
 from torch import Tensor, nn
 from torch.nn import functional
@@ -227,7 +227,7 @@ def signal_to_noise(made: Tensor, truth: Tensor) -> Tensor:
 
 def shown(values: Tensor, digits: int = 3) -> str:
     """Mean and standard error."""
-    error = float(values.std()) / len(values) ** 0.5
+    error = standard_error(values.tolist())
     return f"{float(values.mean()):.{digits}f} ({error:.{digits}f})"
 
 
